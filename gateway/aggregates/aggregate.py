@@ -13,10 +13,10 @@ from functools import cached_property
 
 import orjson
 
-from gateway.aggregates.lifetime import joining, whole_headers
+from gateway.aggregates.lifetime import joining, together, whole_headers
 from gateway.aggregates.merge import MergePiece, joined
 from gateway.aggregates.part_source import Wanting
-from gateway.aggregates.runner import Kit, Resolved, Run
+from gateway.aggregates.runner import Kit, Run
 from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer, problem
@@ -56,12 +56,22 @@ class Aggregate:
     """For an aggregate written in Python: its settings in code, without live overrides."""
     limits: RouteLimits | None = None
 
-    @property
+    @cached_property
     def counts_hits(self) -> bool:
         """Whether a limit counts each request, so that none is answered without the app."""
         return self.limits is not None and bool(self.limits.of_all)
 
-    @property
+    @cached_property
+    def origin(self) -> str:
+        """The name of its responses' origin in keys."""
+        return f"+{self.name}"
+
+    @cached_property
+    def all_parts(self) -> tuple[str, ...]:
+        """The names of its parts, in the order of the settings."""
+        return tuple(self.config.parts)
+
+    @cached_property
     def deadline(self) -> float:
         return self.config.deadline.total_seconds()
 
@@ -93,7 +103,7 @@ class Aggregate:
             exchange,
             origin,
             origin.past,
-            tags=self.tags(values, exchange.principal),
+            tags=self.tags(values, exchange.principal) if self.config.tags else (),
         )
 
     def at_hand(self, request: CacheRequest) -> Answer | None:
@@ -123,7 +133,8 @@ class Aggregate:
             return None
         run = origin.begin()
         whole = run.now()
-        _check_refusal(run)
+        if run.failures:
+            _check_refusal(run)
         if not whole:
             return None
         try:
@@ -142,27 +153,31 @@ class Aggregate:
         """The joined response of a finished run. `at_once`: within one event loop iteration, so that all purges are
         applied already, and a purge of the aggregate alone takes effect. Raises PartFailed if a required part failed,
         RequestRefused if the client's values are the reason."""
-        exchange.parts = tuple(_said(run))
-        exchange.failure = next((why for each in run.results.values() if (why := each.why)), exchange.failure)
-        for each in exchange.parts:
-            self.kit.count(each.name, each.text.partition(";")[0])
-        _check_refusal(run)
-        failed = run.failed_requirement
-        if failed is not None and failed.failure is not None:
-            reason = f"{failed.failure.kind}: {failed.failure.detail}"
-            error = PartFailed(failed.name, reason, failed.failure.status)
-            error.cause, error.text = failed.why or error.why
-            raise error
+        exchange.parts = self._counted(run)
+        if run.failures:
+            _check_failures(run, exchange)
         body = self._joined(run, exchange)
-        lives = [each.life for each in run.results.values() if each.life is not None]
-        complete = run.complete
+        whole = together([each.life for each in run.results.values() if each.life is not None])
+        complete, stamps = run.complete, whole.stamps
         tiers = self.engine.tiers
-        stamp = tiers.stamp() if at_once else tiers.least_stamp(each for life in lives for each in life.stamps)
-        life = joining(lives, complete=complete, stamp=stamp, longest=CONSTANT_LIFE, vary=self.vary)
-        parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
-        states = parts if life.made is None else _settled(exchange.parts)
+        if at_once or not stamps:  # noqa: SIM108 (three cases)
+            stamp = tiers.stamp()
+        else:
+            stamp = stamps[0] if len(stamps) == 1 else tiers.least_stamp(stamps)
+        life = joining(whole, complete=complete, stamp=stamp, longest=CONSTANT_LIFE, vary=self.vary)
+        states = _states(exchange.parts) if life.made is None else _settled(exchange.parts)
         headers = whole_headers(body, life, states, complete=complete)
         return Fetched(200, headers, WholeBody(body), life.made), body
+
+    def _counted(self, run: Run) -> tuple[PartState, ...]:
+        """The states of the parts with an upstream, which are counted."""
+        states = []
+        for name in run.order:
+            each = run.results[name]
+            if each.said != "static":
+                states.append(PartState(name, each.said, each.seconds))
+                self.kit.count(name, each.said.partition(";")[0])
+        return tuple(states)
 
     @cached_property
     def vary(self) -> frozenset[str]:
@@ -175,21 +190,25 @@ class Aggregate:
         alone = run.results.get(self.sole) if self.sole is not None else None
         if alone is not None:
             return alone.text or b"null"
-        return joined([*self._pieces(run), *self._more(run, exchange)], self.config.merge)
+        pieces = self._pieces(run)
+        if self.config.errors or self.config.envelope:
+            pieces += self._more(run, exchange)
+        return joined(pieces, self.config.merge)
 
     @cached_property
     def sole(self) -> str | None:
         """The part that is the complete response, if it is the only one and there are no additional keys."""
         return None if self.config.envelope or self.config.errors else sole_part(self.config.parts)
 
-    def _pieces(self, run: Run) -> Iterator[MergePiece]:
+    def _pieces(self, run: Run) -> list[MergePiece]:
+        pieces = []
         for name in run.shown:
-            config = self.config.parts[name]
-            each = run.results[name]
-            if each.text is None or (config.static_if == "incomplete" and config.is_static and run.complete):
+            part, each = self.kit.plan.parts[name], run.results[name]
+            if each.text is None or (run.complete and part.is_for_incomplete):
                 continue
-            if not config.at_root or isinstance(each.shown, dict):
-                yield MergePiece(config.group_of(name), each.text, each.shown)
+            if part.group is not None or isinstance(each.shown, dict):
+                pieces.append(MergePiece(part.group, each.text, each.shown))
+        return pieces
 
     def _more(self, run: Run, exchange: RequestContext) -> Iterator[MergePiece]:
         """The report about the parts in the body, if enabled."""
@@ -206,6 +225,18 @@ class Aggregate:
             yield MergePiece("_meta", orjson.dumps({"complete": run.complete, "parts": parts}))
 
 
+def _check_failures(run: Run, exchange: RequestContext) -> None:
+    """Raises PartFailed, RequestRefused, as `Aggregate.whole`."""
+    exchange.failure = next((why for each in run.failures if (why := each.why)), exchange.failure)
+    _check_refusal(run)
+    failed = run.failed_requirement
+    if failed is not None and failed.failure is not None:
+        reason = f"{failed.failure.kind}: {failed.failure.detail}"
+        error = PartFailed(failed.name, reason, failed.failure.status)
+        error.cause, error.text = failed.why or error.why
+        raise error
+
+
 def _check_refusal(run: Run) -> None:
     """Raises RequestRefused if a required part can't be requested with the client's values."""
     failed = run.failed_requirement
@@ -213,11 +244,8 @@ def _check_refusal(run: Run) -> None:
         raise RequestRefused(f"The part {failed.name}: {failed.failure.detail}")
 
 
-def _said(run: Run) -> Iterator[PartState]:
-    for name in run.order:
-        each: Resolved = run.results[name]
-        if each.said != "static":
-            yield PartState(name, each.said, each.seconds)
+def _states(parts: tuple[PartState, ...]) -> str:
+    return ", ".join([f"{each.name}={each.text}" for each in parts])
 
 
 _ANSWERED = frozenset(("hit", "list", "miss", "stale", "revalidated"))
@@ -226,7 +254,7 @@ _ANSWERED = frozenset(("hit", "list", "miss", "stale", "revalidated"))
 def _settled(parts: tuple[PartState, ...]) -> str:
     """The states of the parts of a stored aggregate: all are hits."""
     return ", ".join(
-        f"{each.name}={'hit' if each.text.partition(';')[0] in _ANSWERED else each.text}" for each in parts
+        [f"{each.name}={'hit' if each.text.partition(';')[0] in _ANSWERED else each.text}" for each in parts]
     )
 
 
@@ -243,7 +271,7 @@ def _as_members(text: str) -> dict[str, str | int | bool]:
 def _told(answer: Answer, exchange: RequestContext) -> Answer:
     """The response with the states of the parts for this request, and its body as bytes."""
     if exchange.parts:
-        text = ", ".join(f"{each.name}={each.text}" for each in exchange.parts).encode("ascii")
+        text = _states(exchange.parts).encode("ascii")
         for index, (name, _) in enumerate(answer.headers):
             if name == b"gateway-parts":
                 answer.headers[index] = (name, text)

@@ -89,16 +89,15 @@ class Joining:
 
 
 def joining(
-    parts: Sequence[PartLife],
+    whole: PartLife,
     *,
     complete: bool,
     stamp: str,
     longest: float,
     vary: frozenset[str] = frozenset(),
 ) -> Joining:
-    """The lifetime of a response with these parts, invalidated by purges after `stamp`; `longest` (seconds) if it has
-    only constants. `vary` are additional request fields on which it depends."""
-    whole = together(parts)
+    """The lifetime of a response whose parts are `together` these, invalidated by purges after `stamp`; `longest`
+    (seconds) if it has only constants. `vary` are additional request fields on which it depends."""
     fields = tuple(sorted({*whole.vary, *vary})) if vary or whole.vary else ()
     remaining = longest if math.isinf(whole.remaining) else whole.remaining
     made = None

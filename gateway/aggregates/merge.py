@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 from xml.parsers.expat import ExpatError
 
@@ -19,7 +20,7 @@ from pydantic import JsonValue
 from gateway.config.expressions import Expression
 from gateway.http import codings as http_codings
 from gateway.http.codings import Undecodable
-from gateway.http.headers import Headers, first
+from gateway.http.headers import Headers, first, has
 from gateway.http.json_text import NotJson, TooDeep, Verbatim, codec_of, json_text, text_in, text_of, value_of
 
 Merge = Literal["shallow", "deep", "concat"]
@@ -55,7 +56,8 @@ def decoded(body: bytes, headers: Headers, decode: Decode, limit: int = 2**31) -
     Raises WrongType.
     """
     try:
-        body = http_codings.decoded(headers, body, limit)
+        if has(headers, b"content-encoding"):
+            body = http_codings.decoded(headers, body, limit)
         return _read(body, headers, decode) if body else NOTHING
     except (Undecodable, NotJson) as error:
         raise WrongType(str(error)) from None
@@ -104,7 +106,7 @@ class ShapeRules:
     deny: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @cached_property
     def changes(self) -> bool:
         """Whether it changes the part at all."""
         return bool(self.select is not None or self.allow or self.deny or self.rename)
@@ -194,8 +196,13 @@ class MergePiece:
 
 def joined(pieces: Sequence[MergePiece], merge: Merge = "shallow") -> bytes:
     """One JSON object of all pieces, in order: spliced if none is merged into the root."""
-    if all(piece.group is not None for piece in pieces):
-        return b"{" + b",".join([key_text(piece.group or "") + piece.text for piece in pieces]) + b"}"
+    spliced = []
+    for piece in pieces:
+        if piece.group is None:
+            break
+        spliced.append(key_text(piece.group) + piece.text)
+    else:
+        return b"{" + b",".join(spliced) + b"}"
     try:
         return text_of(_merged(pieces, merge))
     except (RecursionError, TooDeep):
@@ -233,6 +240,7 @@ def _unwrapped(value: Any) -> Any:
     return value_of(value.text) if isinstance(value, Verbatim) else value
 
 
+@lru_cache(maxsize=1024)  # names come from settings
 def key_text(name: str) -> bytes:
     """The text before a value in an object: its name, and the colon."""
     return orjson.dumps(name) + b":"

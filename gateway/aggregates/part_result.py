@@ -67,39 +67,63 @@ class Got:
 
 
 class BackOff:
-    """Recent failures; at most `limit` keys, the oldest are dropped."""
+    """Recent failures; at most `limit` keys, the oldest are dropped. `key` is that of a target, `own` that of the same
+    with some client's credentials."""
 
     def __init__(self, clock: Clock, seconds: float, limit: int = 10_000) -> None:
         self._clock = clock
         self._seconds = seconds
         self._limit = limit
-        self._failures: OrderedDict[str, tuple[float, Failure | None]] = OrderedDict()
+        self.failures: OrderedDict[str, tuple[float, Failure | None]] = OrderedDict()
+        """When each ends, by the short keys. Where it is empty, no key need be looked for."""
 
     def put(self, key: str, failure: Failure) -> None:
         key = short_key(key)
-        self._failures[key] = (self._clock.now() + self._seconds, failure)
-        self._failures.move_to_end(key)
-        if len(self._failures) > self._limit:
-            self._failures.popitem(last=False)
+        self.failures[key] = (self._clock.now() + self._seconds, failure)
+        self.failures.move_to_end(key)
+        if len(self.failures) > self._limit:
+            self.failures.popitem(last=False)
+
+    def known(self, key: str, own: str) -> Failure | None:
+        """The failure for all, or for these credentials, during its back-off."""
+        return self.get(key) or (self.get(own) if own != key else None)
+
+    def claimed(self, key: str, own: str, seconds: float) -> Failure | None:
+        """The same, as from `claim`."""
+        if own == key:
+            return self.claim(key, seconds)
+        return self.get(own) or self.claim(key, seconds) or self.claim(own, seconds)
+
+    def remember(self, key: str, own: str, failure: Failure) -> None:
+        """The last request failed so."""
+        self.forget(key, own)
+        if failure.backs_off:
+            self.put(key if failure.of_all else own, failure)
+
+    def forget(self, key: str, own: str) -> None:
+        """The last request did not fail."""
+        self.discard(key)
+        if own != key:
+            self.discard(own)
 
     def get(self, key: str) -> Failure | None:
         """The failure of `key`, during its back-off."""
-        until, failure = self._failures.get(short_key(key), _NEVER)
+        until, failure = self.failures.get(short_key(key), _NEVER)
         return failure if self._clock.now() < until else None
 
     def claim(self, key: str, seconds: float) -> Failure | None:
         """The same; but after the back-off, the first claim may try again, and others continue to back off during its
         try, for at most `seconds`."""
         key = short_key(key)
-        until, failure = self._failures.get(key, _NEVER)
+        until, failure = self.failures.get(key, _NEVER)
         now = self._clock.now()
         if failure is None or now < until:
             return failure
-        self._failures[key] = (now + seconds, failure)
+        self.failures[key] = (now + seconds, failure)
         return None
 
     def discard(self, key: str) -> None:
-        self._failures.pop(short_key(key), None)
+        self.failures.pop(short_key(key), None)
 
 
 _NEVER: tuple[float, Failure | None] = (0.0, None)

@@ -19,6 +19,7 @@ from gateway.aggregates.lifetime import PartLife, unstored_part
 from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, Pace
 from gateway.aggregates.shape import BodyTransform
 from gateway.cache.engine import Engine
+from gateway.cache.fetch import Deadline
 from gateway.cache.request import CacheRequest, Origin, Route
 from gateway.config.part_graph import OwnValues, PlannedPart
 from gateway.config.part_values import Missing, PartTarget, Text, Values
@@ -138,7 +139,7 @@ class PartSource:
     """What of the principal its responses depend on; None if they are shared by all."""
     pace: Pace = field(default_factory=Pace)
 
-    @property
+    @cached_property
     def timeout(self) -> float:
         own = self.part.config.timeout
         most = self.upstream.timeout if self.declared is None else self.declared.deadline
@@ -146,7 +147,18 @@ class PartSource:
 
     def target(self, values: Values) -> tuple[str, tuple[str, ...]]:
         """The upstream target, and the tags. Raises Missing, RequestRefused."""
-        return self._constant or self._rendered(values)
+        if self._constant is not None:
+            return self._constant
+        if values.plain and self._plain and len(target := self._plain % values.path) <= LONGEST:
+            return target, ()
+        return self._rendered(values)
+
+    @cached_property
+    def _plain(self) -> str:
+        """Its target as a format for the path's values, where those are plain; empty if it takes more than that."""
+        target = self.part.target
+        more = self.declared is not None or self.part.config.query or self.part.tags
+        return "" if target is None or more else target.plain
 
     @cached_property
     def _constant(self) -> tuple[str, tuple[str, ...]] | None:
@@ -209,7 +221,7 @@ class PartSource:
         """The request for a target, as the engine takes it."""
         exchange = _exchange(wanting.exchange)
         keying, facts = self.route.keying, wanting.facts
-        headers = wanting.seen_by(self.dependence, keying)
+        headers = wanting.headers if self.dependence is None else wanting.seen_by(self.dependence, keying)
         if keying.authorization == "pass" and has(headers, b"authorization"):
             facts = structs.replace(facts, authorized=True)
         planned = wanting.plan(keying, self.upstream.name, target, headers)
@@ -228,31 +240,28 @@ class PartSource:
 
     def origin(self, target: str, request_id: str) -> Origin:
         """The origin of a target's responses."""
-        patience = self._patience
-        plain = UpstreamOrigin(
-            self.upstream,
-            target,
-            request_id,
-            self.metrics,
-            patience=patience,
-            changes=self._changes,
-            largest=self._largest,
-        )
+        plain = structs.replace(self._origin, target=target, request_id=request_id)
         persistence = self.persistence
         eager = persistence.retries or persistence.hedge is not None
         return PersistentOrigin(plain, persistence) if eager else plain
 
-    @property
-    def _changes(self) -> FieldChanges:
-        return NO_CHANGES if self.declared is None else self.declared.config.headers.request.changes
-
-    @property
-    def _largest(self) -> int | None:
-        return None if self.declared is None else self.declared.config.max_response_body
+    @cached_property
+    def _origin(self) -> UpstreamOrigin:
+        """The origin of its responses, but for what each request has of its own."""
+        largest = None if self.declared is None else self.declared.config.max_response_body
+        return UpstreamOrigin(
+            self.upstream,
+            "",
+            "",
+            self.metrics,
+            patience=Patience(timeout=self.timeout),
+            changes=self._changes,
+            largest=largest,
+        )
 
     @cached_property
-    def _patience(self) -> Patience:
-        return Patience(timeout=self.timeout)
+    def _changes(self) -> FieldChanges:
+        return NO_CHANGES if self.declared is None else self.declared.config.headers.request.changes
 
     def batch(self, wanting: Wanting, elements: int) -> Batch:
         """Fetches the elements of a list together. Raises Missing."""
@@ -299,10 +308,10 @@ class PartSource:
         Absent."""
         decision = self.engine.look(request)
         if decision is None:
-            failed = self.back_off.get(request.plan.base) or self.back_off.get(
-                self._asked_as(request.plan, request.headers)
-            )
-            return self._instead(request, failed) if failed is not None and not request.facts.no_cache else None
+            if request.facts.no_cache or not self.back_off.failures:
+                return None
+            failed = self.back_off.known(request.plan.base, self._asked_as(request.plan, request.headers))
+            return None if failed is None else self._instead(request, failed)
         said = "hit" if isinstance(decision, Hit) else "stale"
         self.engine.traffic.seen(request.route.name, key_hash(request.plan.base))
         return self._stored(request, decision.stored, said, fresh=decision.windows.fresh)
@@ -311,30 +320,30 @@ class PartSource:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
         key = request.plan.base
         own = self._asked_as(request.plan, request.headers)
-        failed = self._claimed(key, own)
+        failed = self.back_off.claimed(key, own, self.timeout) if self.back_off.failures else None
         if failed is not None:
             return self._instead(request, failed)
         loop = asyncio.get_running_loop()
         now = loop.time()
         try:
-            async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
+            with Deadline(min(wanting.until - now, self.timeout)):
                 got = await self._asked(request)
                 self.pace.took(loop.time() - now)
                 if got.life.failing:
                     self.back_off.put(own, Failure("error", "upstream failed"))
-                else:
-                    self._forget(key, own)
+                elif self.back_off.failures:
+                    self.back_off.forget(key, own)
                 return got
         except TimeoutError:
             failure = Failure("timeout", "timed out", 504, _LATE)
         except UpstreamError as error:
             failure = Failure(error.kind, error.title.lower(), _status(error.status), error.why)
         except Absent:
-            self._forget(key, own)
+            self.back_off.forget(key, own)
             raise
         except Failure as error:
             failure = error
-        self._remember(key, own, failure)
+        self.back_off.remember(key, own, failure)
         return self._instead(request, failure)
 
     def _too_large(self) -> Failure:
@@ -343,24 +352,12 @@ class PartSource:
     def _asked_as(self, planned: Plan, headers: Headers) -> str:
         """The key of a failure: the target, and the credentials sent with it, also if those are not part of the cache
         key."""
-        sent = planned.forward if planned.bypass is None else passed_through(headers)
         keying = self.route.keying
+        if planned.bypass is None and not (planned.keyed or planned.unkeyed or keying.claims or self.part.headers):
+            return planned.base  # what is sent identifies nobody: its other fields are the same for all
+        sent = planned.forward if planned.bypass is None else passed_through(headers)
         own = [b"%b:%b" % pair for pair in sent if keying.identifies(pair[0].decode("latin-1"))]
         return planned.base + "\n" + digest(b"\n".join(own).decode("latin-1")) if own else planned.base
-
-    def _claimed(self, key: str, own: str) -> Failure | None:
-        """Its failure, during the back-off: for all (`key`), or for those credentials (`own`)."""
-        failed = self.back_off.get(own) or self.back_off.claim(key, self.timeout)
-        return failed or (self.back_off.claim(own, self.timeout) if own != key else None)
-
-    def _remember(self, key: str, own: str, failure: Failure) -> None:
-        self._forget(key, own)
-        if failure.backs_off:
-            self.back_off.put(key if failure.of_all else own, failure)
-
-    def _forget(self, key: str, own: str) -> None:
-        self.back_off.discard(key)
-        self.back_off.discard(own)
 
     def _instead(self, request: CacheRequest, failure: Failure) -> Got:
         # The stored entry is not this client's if its credentials bypass the cache; and a 401, for example, is a
@@ -436,11 +433,11 @@ class PartSource:
         ]  # fmt: skip
         now = asyncio.get_running_loop().time()
         key, own = planned.base + "\nPOST", self._asked_as(planned, headers) + "\nPOST"
-        failed = self.back_off.get(key) or self.back_off.get(own)
+        failed = self.back_off.known(key, own)
         if failed is not None:
             raise failed.again()
         try:
-            async with asyncio.timeout_at(min(wanting.until, now + self.timeout)):
+            with Deadline(min(wanting.until - now, self.timeout)):
                 fetched = await origin.send("POST", sent, _once(content))
                 body = await fetched.body.whole(self.route.max_body)
                 await fetched.body.aclose()
@@ -451,14 +448,14 @@ class PartSource:
         else:
             life = PartLife(remaining=0.0, unstored=True)
             if fetched.status in (404, 410):
-                self._forget(key, own)
+                self.back_off.forget(key, own)
                 raise Absent(fetched.status, life)
             if body is not None and 200 <= fetched.status < 300:
                 return Got("bypass", fetched.headers, body, life)
             failure = Failure(f"status-{fetched.status}", f"upstream returned {fetched.status}")
             if body is None:
                 failure = self._too_large()
-        self._remember(key, own, failure)
+        self.back_off.remember(key, own, failure)
         raise failure
 
 

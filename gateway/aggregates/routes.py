@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from types import MappingProxyType
 from urllib.parse import unquote_plus
 
+import msgspec
 from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,8 +44,8 @@ from gateway.identity.principal import is_of_one_user
 from gateway.limits.limiter import Limiter
 from gateway.limits.route_limits import RouteLimits
 from gateway.observability.metrics import Metrics
-from gateway.policy.keys import Keying, is_identity, plan, primary_key
-from gateway.policy.rules import CachePolicy, directives_of
+from gateway.policy.keys import Keying, Plan, is_identity, plan, primary_key
+from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.routing.admitting import let_in
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
 from gateway.routing.fast_path import FastPath, Learning, PlanCache
@@ -110,7 +112,7 @@ class Builder:
             sources=sources,
             statics={each: text_of(part.static) for each, part in route.parts.items() if part.is_static},
             body_cache=self.body_cache,
-            count=lambda part, said: self.metrics.part(name, part, said),
+            count=partial(self.metrics.part, name),
         )
         rules = CachePolicy(
             stale_while_revalidate=0.0,
@@ -285,11 +287,11 @@ def _behind(source: PartSource) -> tuple[object, ...]:
 def aggregate_key(aggregate: Aggregate, target: Target) -> str:
     """The primary key of an aggregate's answer at a target of the public side."""
     shown = _selected(aggregate, target)
-    return primary_key(f"+{aggregate.name}", _key_target(aggregate, target.path, target, shown))
+    return primary_key(aggregate.origin, _key_target(target.path, _counted(aggregate, target), shown))
 
 
-def _key_target(aggregate: Aggregate, path: str, target: Target, shown: tuple[str, ...] | None) -> str:
-    pairs = list(_counted(aggregate, target))
+def _key_target(path: str, counted: tuple[str, ...], shown: tuple[str, ...] | None) -> str:
+    pairs = list(counted)
     if shown is not None:
         pairs.append(f"{PARTS}={','.join(shown)}")
     return f"{path}?{'&'.join(pairs)}" if pairs else path
@@ -324,17 +326,47 @@ class AggregateRequest:
     shown: tuple[str, ...]
 
 
-def asked_of(aggregate: Aggregate, path: str, target: Target, headers: Headers) -> AggregateRequest:
-    """The request for `path`. Raises RequestRefused."""
-    parameters = aggregate.config.template.match(path)
+def asked_of(
+    aggregate: Aggregate, path: str, target: Target, headers: Headers, plain: dict[str, str] | None = None
+) -> AggregateRequest:
+    """The request for `path`; where that is plain and without a query, `plain` has its parameters. Raises
+    RequestRefused."""
+    parameters = aggregate.config.template.match(path) if plain is None else plain
     if parameters is None:
         raise RequestRefused("The path does not match its route.", 404)
-    selected = _selected(aggregate, target)
-    reads = aggregate.kit.plan.reads
-    header = {name: value for name in reads if (value := sent_value(headers, name)) is not None}
-    shown = tuple(aggregate.config.parts) if selected is None else selected
-    values = Values(parameters, _counted(aggregate, target), header)
-    return AggregateRequest(_key_target(aggregate, path, target, selected), values, shown)
+    reads, header = aggregate.kit.plan.reads, {}
+    if reads:
+        header = {name: value for name in reads if (value := sent_value(headers, name)) is not None}
+    if plain is not None:
+        return AggregateRequest(path, Values(parameters, (), header, plain=True), aggregate.all_parts)
+    selected, counted = _selected(aggregate, target), _counted(aggregate, target)
+    shown = aggregate.all_parts if selected is None else selected
+    return AggregateRequest(_key_target(path, counted, selected), Values(parameters, counted, header), shown)
+
+
+class Again(msgspec.Struct, frozen=True):
+    """How an aggregate served a request: the edge's data for the next one of its line."""
+
+    aggregate: Aggregate
+    asked: AggregateRequest
+    plan: Plan
+    facts: RequestDirectives
+
+    def __call__(self, exchange: RequestContext) -> CacheRequest:
+        """The request for the engine of a client that asked for the same."""
+        return self.aggregate.ask(exchange, self.plan, self.facts, self.asked.values, self.asked.shown)
+
+    def recall(self) -> FastPath:
+        aggregate, asked = self.aggregate, self.asked
+        return FastPath(
+            route=aggregate.route,
+            origin=aggregate.origin,
+            target=asked.target,
+            tags=aggregate.tags(asked.values, None),
+            public=lambda answer: answer,
+            ask=self,
+            joinable=lambda other: joinable(aggregate, other, asked.values, asked.shown),
+        )
 
 
 @dataclass(frozen=True)
@@ -368,6 +400,8 @@ class AggregateHandlers:
 
     async def _read(self, request: Request, exchange: RequestContext, aggregate: Aggregate) -> Response:
         ask = self.ask(exchange, aggregate, local_path(request))
+        if isinstance(exchange.recall, Again):
+            exchange.recall = exchange.recall.recall()
         client = Client(request.receive)
         client.expect_no_body()
         answer = aggregate.at_hand(ask)
@@ -375,36 +409,36 @@ class AggregateHandlers:
             answer = await client.while_there(aggregate.answer(ask))
         return AnswerResponse(whole_bytes(answer, head=ask.facts.head), client)
 
-    def ask(self, exchange: RequestContext, aggregate: Aggregate, path: str) -> CacheRequest:
-        """The request for the aggregate at `path`, below the app's mount path; with the edge's data for the next one.
-        Raises RequestRefused."""
+    def ask(
+        self,
+        exchange: RequestContext,
+        aggregate: Aggregate,
+        path: str,
+        block: PlanCache | None = None,
+        parameters: dict[str, str] | None = None,
+    ) -> CacheRequest:
+        """The request for the aggregate at `path`, below the app's mount path, and what makes the edge's data for the
+        next one (`RequestContext.recall`). `block` is the header block of `exchange`, if it was parsed before;
+        `parameters` are those of a plain path without a query. Raises RequestRefused."""
         assert exchange.target is not None
-        asked = asked_of(aggregate, path, exchange.target, exchange.headers)
-        target, values, shown = asked.target, asked.values, asked.shown
-        headers = exchange.headers
-        planned = plan(aggregate.route.keying, f"+{aggregate.name}", target, headers, has_body=has_body(headers))
+        headers, route = exchange.headers, aggregate.route
+        asked = asked_of(aggregate, path, exchange.target, headers, parameters)
+        if block is not None and "x-request-id" not in (route.keying.vary or ()):
+            planned, facts = block.plan(route, exchange.method, aggregate.origin, asked.target)
+        else:
+            planned = plan(route.keying, aggregate.origin, asked.target, headers, has_body=has_body(headers))
+            facts = directives_of(exchange.method, headers, route.rules)
         if aggregate.follows_origin:
             # Its upstream sees the client's identity, though that is not in a key: a failure is shared only between
             # equal identities.
             own = [pair for pair in headers if is_identity(pair[0].decode("latin-1"))]
             planned = structs.replace(planned, forward=(*planned.forward, *own))
-        facts = directives_of(exchange.method, headers, aggregate.route.rules)
         if facts.authorized:
             # Where a part passes it on, the aggregate's cache is bypassed; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
-        ask = aggregate.ask(exchange, planned, facts, values, shown)
-        if aggregate.admission is not None or aggregate.counts_hits:
-            return ask
-        exchange.recall = FastPath(
-            route=aggregate.route,
-            origin=f"+{aggregate.name}",
-            target=target,
-            tags=ask.tags,
-            public=lambda answer: answer,
-            ask=lambda other: aggregate.ask(other, planned, facts, values, shown),
-            joinable=lambda other: joinable(aggregate, other, values, shown),
-        )
-        return ask
+        if aggregate.admission is None and not aggregate.counts_hits:
+            exchange.recall = Again(aggregate, asked, planned, facts)
+        return aggregate.ask(exchange, planned, facts, asked.values, asked.shown)
 
     async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:
         """The PURGE method: the whole that the URL names, from the networks that the route lists."""
@@ -434,7 +468,7 @@ class DirectAggregate:
     def slashes(self) -> Slashes:
         return self.aggregate.config.encoded_slashes
 
-    @property
+    @cached_property
     def reads(self) -> bool:
         return self.aggregate.admission is None and not self.aggregate.counts_hits
 
@@ -453,12 +487,12 @@ class DirectAggregate:
         assert exchange.target is not None
         if self.aggregate.limits is not None:
             exchange.allowance = self.aggregate.limits.allowance()
-        return self.handlers.ask(exchange, self.aggregate, exchange.target.path)
+        return self.handlers.ask(exchange, self.aggregate, exchange.target.path, block, parameters)
 
     async def answer(self, ask: CacheRequest) -> Answer:
         answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
         return whole_bytes(answer, head=ask.facts.head)
 
     def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
-        assert isinstance(ask.exchange.recall, FastPath)
-        edge.learn(line, ask.exchange.recall, ask.exchange.target)
+        assert isinstance(ask.exchange.recall, Again)
+        edge.expect(line, ask.exchange.recall, ask.exchange.target)

@@ -113,22 +113,24 @@ class Run:
         self.order = kit.plan.sequence(shown)
         self.results: dict[str, Resolved] = {}
         self.values: dict[str, JsonValue] = {}
+        self.complete = True
+        """Whether no part has failed by now, and no element of one."""
+        self.failures: list[Resolved] = []
+        """The parts that have failed by now, or elements of which have, or whose upstreams have no such resource."""
         self._asks: dict[str, CacheRequest] = {}
-        self._under_way: set[str] = set()
-
-    @property
-    def complete(self) -> bool:
-        """Whether no part failed, and no element of one."""
-        return not any(each.incomplete for each in self.results.values())
+        self._missing: list[PlannedPart] = []
+        """Those that have to be fetched, and are not yet."""
+        self._sought: set[str] = set()
+        """Those that were looked for in vain: the missing ones, and those being fetched."""
 
     @property
     def failed_requirement(self) -> Resolved | None:
         """The first part that has failed by now and can't be done without."""
         for name in self.order:
-            config, each = self.kit.plan.parts[name].config, self.results.get(name)
+            each = self.results.get(name)
             if each is None or each.failure is None or each.partial:
                 continue
-            if not config.optional and not config.has_default:
+            if self.kit.plan.parts[name].is_required:
                 return each
         return None
 
@@ -136,30 +138,30 @@ class Run:
 
     def now(self) -> bool:
         """Resolve what can be without waiting; whether that was all."""
-        whole = True
+        parts, results = self.kit.plan.parts, self.results
         for name in self.order:
-            if name in self.results:
+            if name in results or name in self._sought:
                 continue
-            if name in self._under_way or not self._ready(name):
-                whole = False
+            part = parts[name]
+            if any(needed not in results for needed in part.needs) if part.needs else False:
                 continue
-            resolved = self._at_hand(self.kit.plan.parts[name])
+            resolved = self._at_hand(part)
             if resolved is None:
-                whole = False
+                self._sought.add(name)
+                self._missing.append(part)
             else:
                 self._take(resolved)
-        return whole
+        return len(results) == len(self.order)
 
     async def all(self) -> None:
         """Resolve every part, each as soon as its dependencies are."""
-        began = time.perf_counter()
-        running: dict[asyncio.Task[Resolved], str] = {}
+        running: set[asyncio.Task[Resolved]] = set()
         try:
             while not self.now():
-                self._start(running, began)
+                self._start(running)
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    self._under_way.discard(running.pop(task))
+                    running.discard(task)
                     self._take(task.result())
         finally:
             for task in running:
@@ -167,30 +169,28 @@ class Run:
             if running:
                 await asyncio.wait(running)
 
-    def _start(self, running: dict[asyncio.Task[Resolved], str], began: float) -> None:
-        ready = [
-            name for name in self.order
-            if name not in self.results and name not in self._under_way and self._ready(name)
-        ]  # fmt: skip
+    def _start(self, running: set[asyncio.Task[Resolved]]) -> None:
         # Requests go out one after another, some 0.2 ms apart: the one that takes longest goes first.
-        for name in sorted(ready, key=lambda each: self.kit.sources[each].pace.seconds, reverse=True):
-            self._under_way.add(name)
-            running[asyncio.ensure_future(self._timed(self.kit.plan.parts[name]))] = name
-
-    def _ready(self, name: str) -> bool:
-        return all(needed in self.results for needed in self.kit.plan.parts[name].needs)
+        if len(self._missing) > 1:
+            self._missing.sort(key=lambda each: self.kit.sources[each.name].pace.seconds, reverse=True)
+        loop = asyncio.get_running_loop()
+        running.update([loop.create_task(self._timed(part)) for part in self._missing])
+        self._missing.clear()
 
     def _take(self, resolved: Resolved) -> None:
         self.results[resolved.name] = resolved
         if resolved.name in self.kit.plan.needed:
             self.values[resolved.name] = resolved.value
+        if resolved.failure is not None:
+            self.failures.append(resolved)
+            self.complete = self.complete and not resolved.incomplete
 
     # --- one part ----------------------------------------------------------------------------------------------
 
     def _at_hand(self, part: PlannedPart) -> Resolved | None:
         """The state of a part, if it is known without waiting. Its dependencies are resolved."""
         began = time.perf_counter()
-        skipped = self._skipped(part)
+        skipped = None if part.is_certain else self._skipped(part)
         if skipped is not None:
             return skipped
         source = self.kit.sources[part.name]
@@ -201,9 +201,8 @@ class Run:
                 return self._shadowed(part, source)
             if part.each is not None:
                 return self._elements_at_hand(part, source)
-            request = self._asks.get(part.name)
-            if request is None:
-                request = self._asks[part.name] = source.ask(self._wanting(), *source.target(self._values()))
+            wanting = self._wanting()
+            request = self._asks[part.name] = source.ask(wanting, *source.target(wanting.values))
             got = source.at_hand(request)
             return None if got is None else self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
@@ -212,7 +211,7 @@ class Run:
             return self._failed(part, self._failure(source, error), time.perf_counter() - began)
 
     def _skipped(self, part: PlannedPart) -> Resolved | None:
-        if part.config.is_static:
+        if part.is_static:
             static = part.config.static
             return Resolved(part.name, "static", self.kit.statics[part.name], static, static)
         for needed in part.needs:
@@ -223,7 +222,7 @@ class Run:
         return None
 
     def _wanting(self, item: str | None = None) -> Wanting:
-        return replace(self.wanting, values=self._values(item)) if self.values or item else self.wanting
+        return replace(self.wanting, values=self._values(item)) if self.values or item is not None else self.wanting
 
     def _values(self, item: str | None = None) -> Values:
         values = self.wanting.values
@@ -233,21 +232,18 @@ class Run:
         began = time.perf_counter()
         source = self.kit.sources[part.name]
         try:
-            resolved = await self._fetched(part, source)
+            if part.each is not None:
+                resolved = await self._elements(part, source)
+                return replace(resolved, seconds=time.perf_counter() - began)
+            if part.config.method == "POST":
+                got = await source.post(self._wanting(), source.target(self._values())[0])
+            else:
+                got = await source.get(self._asks[part.name], self.wanting)
+            return self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
-            resolved = self._without(part, missing_text(missing.what))
+            return replace(self._without(part, missing_text(missing.what)), seconds=time.perf_counter() - began)
         except (Failure, RequestRefused, WrongType) as error:
-            resolved = self._failed(part, self._failure(source, error))
-        return replace(resolved, seconds=time.perf_counter() - began)
-
-    async def _fetched(self, part: PlannedPart, source: PartSource) -> Resolved:
-        if part.each is not None:
-            return await self._elements(part, source)
-        if part.config.method == "POST":
-            got = await source.post(self._wanting(), source.target(self._values())[0])
-        else:
-            got = await source.get(self._asks[part.name], self.wanting)
-        return self._prepared(part, source, got)
+            return self._failed(part, self._failure(source, error), time.perf_counter() - began)
 
     def _prepared(self, part: PlannedPart, source: PartSource, got: Got, seconds: float = 0.0) -> Resolved:
         prepared = self.kit.body_cache.prepared(source.transform, got.key, got.headers, got.body)

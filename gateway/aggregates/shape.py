@@ -36,8 +36,13 @@ class BodyTransform:
     @cached_property
     def identity(self) -> str:
         """Identifies the preparation; one that leaves a body unchanged is shared by all parts."""
-        plain = self.check is None and not (self.shape.changes or self.at_root or self.needed)
+        plain = self.check is None and not self.reshapes
         return f"={self.decode} {self.limit}" if plain else self.name
+
+    @cached_property
+    def reshapes(self) -> bool:
+        """Whether a body is more than decoded."""
+        return self.shape.changes or self.at_root or self.needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +75,14 @@ class BodyCache:
         if known is not None and known[0] == body:
             self._kept.move_to_end(place)
             return _or_raised(known[1])
-        made: PreparedTransform | WrongType
         try:
             made = self._prepare(transform, headers, body)
         except WrongType as error:
             # It costs as much to find out, and would be found out by every request.
-            made = WrongType(str(error))
+            self._keep(place, body, WrongType(str(error)))
+            raise
         self._keep(place, body, made)
-        return _or_raised(made)
+        return made
 
     def _keep(self, key: tuple[str, str], body: bytes, made: PreparedTransform | WrongType) -> None:
         old = self._kept.pop(key, None)
@@ -94,7 +99,9 @@ class BodyCache:
         try:
             if transform.check is not None and not (found is NOTHING and transform.optional):
                 transform.check(well_formed(found[0]))
-            return PreparedTransform(*NOTHING, None) if found is NOTHING else _shaped(transform, *found)
+            if found is NOTHING or not transform.reshapes:
+                return PreparedTransform(found[0], None, None)
+            return _shaped(transform, *found)
         except (RecursionError, TooDeep):
             # 1024 levels are read, and 254 written.
             raise WrongType("it is nested too deeply to be reshaped") from None
@@ -102,11 +109,8 @@ class BodyCache:
 
 def _shaped(transform: BodyTransform, text: bytes, value: JsonValue) -> PreparedTransform:
     """Raises WrongType, TooDeep."""
-    reshaped = transform.shape.changes or transform.at_root
-    if transform.needed or reshaped:
-        value = exactly(text, value)
-    shown = value
-    if reshaped:
+    value = shown = exactly(text, value)
+    if transform.shape.changes or transform.at_root:
         # A part merged into the root is written later; errors are detected here.
         shown = transform.shape.apply(value)
         text = text_of(shown)

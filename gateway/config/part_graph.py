@@ -63,6 +63,30 @@ class PlannedPart:
     reads: frozenset[str]
     """The request headers that it takes values from."""
 
+    @cached_property
+    def is_static(self) -> bool:
+        return self.config.is_static
+
+    @cached_property
+    def is_certain(self) -> bool:
+        """Whether every request for it is sent or answered from the cache, whatever other parts are."""
+        return not self.is_static and not self.needs and self.when is None
+
+    @cached_property
+    def is_required(self) -> bool:
+        """Whether the whole fails if it does."""
+        return not self.config.optional and not self.config.has_default
+
+    @cached_property
+    def group(self) -> str | None:
+        """Under which name it stands; None for the root."""
+        return self.config.group_of(self.name)
+
+    @cached_property
+    def is_for_incomplete(self) -> bool:
+        """Whether it is a constant for responses in which another part failed."""
+        return self.is_static and self.config.static_if == "incomplete"
+
 
 @dataclass(frozen=True)
 class PartPlan:

@@ -57,6 +57,8 @@ class Values:
     item: str | None = None
     claims: Mapping[str, str] = field(default_factory=dict)
     """Of who sent the request: for tags alone."""
+    plain: bool = False
+    """Whether `path` is known to have only letters, digits, `-`, `_` and `~`, and no empty value."""
 
     @cached_property
     def query(self) -> dict[str, list[bytes]]:
@@ -146,6 +148,16 @@ class PartTarget:
     template: TargetTemplate
     pairs: tuple[tuple[str, tuple[int, ...]], ...]
     """The pairs of the query, and which references each of them holds."""
+
+    @cached_property
+    def plain(self) -> str:
+        """The target as a format (`%`) for the path's values, where those are plain; empty if it takes others, or has a
+        query."""
+        if any(each.source != "path" for each in self.references):
+            return ""
+        return self.template.plain_path % {
+            f"p{number}": f"%({each.rest})s" for number, each in enumerate(self.references)
+        }
 
     def render(self, values: Values) -> tuple[str, tuple[str, ...]]:
         """The normalised path and the query's pairs. A pair whose value the client did not send is left out; one that

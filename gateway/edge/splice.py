@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.aggregates.lifetime import PartLife, joining, whole_headers
+from gateway.aggregates.lifetime import PartLife, joining, together, whole_headers
 from gateway.aggregates.shape import BodyCache
 from gateway.aggregates.splice_plan import SplicePart, SplicePlan
 from gateway.cache.memory import MOST_USES, size_of
@@ -261,7 +261,7 @@ class Splicer:
         exchange = self._exchange(known_target, block, request_id, began, peer)
         exchange.outcome = Outcome(Result.STALE, detail="joined")
         exchange.parts = tuple(PartState(name, said[name], share) for name in splice.said)
-        life = joining(lives, complete=True, stamp="", longest=0.0, vary=splice.vary_always)
+        life = joining(together(lives), complete=True, stamp="", longest=0.0, vary=splice.vary_always)
         parts = ", ".join(f"{each.name}={each.text}" for each in exchange.parts)
         headers = whole_headers(body, life, parts, complete=True)
         headers = headers if self._cors is None else self._cors.told(headers, block.origin)

@@ -327,7 +327,7 @@ class Explainer:
             headers,
             aggregate.name,
             aggregate.route,
-            plan(aggregate.route.keying, f"+{aggregate.name}", asked.target, headers, has_body=has_body(headers)),
+            plan(aggregate.route.keying, aggregate.origin, asked.target, headers, has_body=has_body(headers)),
             structs.replace(directives_of(request.method, headers, aggregate.route.rules), authorized=False),
             aggregate.tags(asked.values, request.principal),
         )

@@ -107,7 +107,7 @@ async def test_an_upstream_that_fails_is_left_alone_by_whom_it_failed(
         await client.get("/home/1", headers=sent_by("bad", fields))
     assert len(shop.asked) == 2
     (source,) = app.aggregates[0].kit.sources.values()
-    assert not any("Bearer" in key for key in source.back_off._failures) or settings.get("authorization") == "key"
+    assert not any("Bearer" in key for key in source.back_off.failures) or settings.get("authorization") == "key"
 
 
 @pytest.mark.parametrize(("settings", "fields"), [kind[1:] for kind in KINDS], ids=_IDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 from hypothesis import given
@@ -13,6 +15,17 @@ from gateway.http.target import normalise, query_name
 from gateway.observability.access_log import silent
 from gateway.testing import TurnedClock, running
 from tests.support.shop import Shop, home, part
+
+
+@pytest.mark.parametrize("settings", [{}, {"query": ["q"]}, {"tags": ["t-{user}"]}, {"path": "/p?x={user}"}])
+def test_a_plain_path_makes_the_request_that_the_path_matched_anew_makes(settings: dict[str, Any]) -> None:
+    (aggregate,) = home(Shop(), {"p": part("/p/{user}") | settings}).aggregates
+    target = normalise(b"/home/A-7_~", b"")
+    long, short = (asked_of(aggregate, target.path, target, (), plain) for plain in (None, {"user": "A-7_~"}))
+    assert (short.target, short.shown, short.values.path) == (long.target, long.shown, long.values.path)
+    source = aggregate.kit.sources["p"]
+    assert source.target(short.values) == source.target(long.values)
+
 
 SENT = [
     ("tag=a&tag=b", "/list?tag=a&tag=b"),

@@ -38,6 +38,24 @@ def test_values_of_every_kind_stand_in_a_target() -> None:
     assert query == ("q=a%20b%26c", "h=i%2Fo", "c=1")
 
 
+@given(
+    text=st.sampled_from(
+        ["/u/{user}", "/u-{user}/x/{user}", "/{user}~{user}", "/%41%20/{user}", "/a/.x/{user}", "/{user}?a=1"]
+    ),
+    user=st.text(alphabet="aZ09-_~", min_size=1, max_size=8),
+)
+def test_plain_values_of_the_path_fill_a_format_as_they_fill_the_template(text: str, user: str) -> None:
+    filled = target(text)
+    rendered = filled.render(values(path={"user": user}))
+    assert not filled.plain or (filled.plain % {"user": user}, ()) == rendered
+    assert bool(filled.plain) is not any(mark in text for mark in ("%", "/.", "?"))
+
+
+@pytest.mark.parametrize("text", ["/{query.q}", "/{header.x-app}", "/{cart.id}", "/{user}/{query.q}"])
+def test_a_target_that_takes_other_values_has_no_format(text: str) -> None:
+    assert not target(text).plain
+
+
 def test_a_query_value_that_the_client_did_not_send_takes_its_pair_along() -> None:
     assert target("/o?page={query.page}&a=1").render(values()) == ("/o", ("a=1",))
 
