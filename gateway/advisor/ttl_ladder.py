@@ -336,7 +336,7 @@ class Recorder:
         if sight is None:
             if key >= self.threshold * _HASHES:
                 return self._unsampled
-            sight = self._new(key)
+            return self._new(key, Sight(1, now, now, now + TICK))
         if now < sight.until:
             sight.count += 1
             sight.last = now
@@ -351,11 +351,11 @@ class Recorder:
         self.requests += number
         if key < self.threshold * _HASHES:
             if key not in self._sights:
-                self._new(key)
+                self._new(key, Sight())
             self._out.append(Sighting(key, first, last, number))
 
-    def _new(self, key: int) -> Sight:
-        sight = self._sights[key] = Sight()
+    def _new(self, key: int, sight: Sight) -> Sight:
+        self._sights[key] = sight
         if len(self._sights) > self._most_keys:
             self.lower(self.threshold / 2)
         return sight

@@ -307,8 +307,9 @@ def _parted(headers: Headers, named: dict[bytes, bytes]) -> tuple[tuple[Field, .
     """The fields that decide about a head, the others marked; and the values of those, in the order of `_PLACES`. No
     name stands twice in `headers`, which `named` has by name."""
     control = named.get(_CONTROL, b"")
-    marks = _MARKED_LIFETIME if control.startswith(_LIFETIME) and control[8:].isdigit() else _MARKED_FIELDS
-    return tuple(map(marks.get, named, headers)), [*map(named.get, _MARKED_FIELDS), control[8:]]
+    lifetime = control[8:] if control.startswith(_LIFETIME) else b""
+    marks = _MARKED_LIFETIME if lifetime.isdigit() else _MARKED_FIELDS
+    return tuple(map(marks.get, named, headers)), [*map(named.get, _MARKED_FIELDS), lifetime]
 
 
 def _marked(deciding: Iterable[Field]) -> list[Field]:
