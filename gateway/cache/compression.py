@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from operator import itemgetter
 
 import brotli
 from msgspec import structs
@@ -24,46 +21,8 @@ from xxhash import xxh3_128_hexdigest
 
 from gateway.cache.memory import Memory
 from gateway.http.codings import tag_of, wanted, zstd_compressed
-from gateway.http.headers import DIGESTS, CacheControl, Headers, first, has, vary_names, without
+from gateway.http.headers import DIGESTS, Headers, vary_names, without
 from gateway.policy.entry import Entry, Life
-from gateway.policy.rules import CachePolicy
-
-LEAST = 1024
-"""Smaller bodies fit in one packet as they are."""
-_TEXT = re.compile(
-    r"text/.*|.*\+(?:json|xml|yaml)"
-    r"|application/(?:json|xml|javascript|x-javascript|graphql|yaml|ndjson|geo\+json|manifest\+json|wasm)"
-)
-
-
-def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
-    """Whether a stored response may be served in another coding: if the gateway itself requested it uncompressed, as it
-    does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6)."""
-    if rules.ttl is None or stored.status != 200 or len(stored.body) < LEAST:
-        return False
-    told = tuple([pair for pair in stored.headers if pair[0] in _TELLING])
-    return (_known_text if sum(map(len, map(_VALUE, told))) <= _SHORT else _has_text)(told)
-
-
-_TELLING = frozenset((b"content-type", b"content-encoding", b"cache-control"))
-
-
-_VALUE = itemgetter(1)
-_SHORT = 512
-"""Bytes of telling fields up to which the result is kept: an upstream sends the same few over and over."""
-
-
-def _has_text(headers: Headers) -> bool:
-    """Whether a response with these fields has a text that may be sent in another coding."""
-    media = (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
-    return (
-        _TEXT.fullmatch(media) is not None
-        and not has(headers, b"content-encoding")
-        and "no-transform" not in CacheControl.of(headers)
-    )
-
-
-_known_text = lru_cache(maxsize=512)(_has_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +74,10 @@ class Compressor:
     def __repr__(self) -> str:
         return f"<Prepared {', '.join(self._offered) or 'nothing'}, {self.made} made>"
 
-    def choose(self, request: Headers, stored: Entry, rules: CachePolicy, *, begin: bool = True) -> Coded | None:
-        """The form of a stored response for a request; None if there is only one. `begin`: a form that is not made yet
-        is, in the background."""
-        if not self._offered or not is_compressible(stored, rules):
+    def choose(self, request: Headers, stored: Entry, *, begin: bool = True) -> Coded | None:
+        """The form of a compressible stored response for a request; None if there is only one. `begin`: a form that is
+        not made yet is, in the background."""
+        if not self._offered:
             return None
         coding = wanted(request, self._offered)
         if coding is None:

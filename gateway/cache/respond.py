@@ -208,7 +208,8 @@ class Responder:
             detail=detail,
         )
         begin = result is not Result.MISS or collapsed  # a response that may be asked for again
-        coded = self._prepared.choose(request.headers, stored, rules, begin=begin)
+        may_be_coded = freshness.is_compressible(stored, rules)
+        coded = self._prepared.choose(request.headers, stored, begin=begin) if may_be_coded else None
         conditional = request.facts.conditional
         return stored_answer(exchange, request.headers, stored, rules, now, coded, conditional=conditional)
 

@@ -383,7 +383,8 @@ class Edge:
         """The form of the response for this request; None if the app must serve it."""
         rules = known_target.known.route.rules
         exchange = RequestContext("", 0.0, "HEAD" if known_target.head else "GET", "", "")
-        coded = self._engine.prepared.choose(block.headers, stored, rules)
+        may_be_coded = freshness.is_compressible(stored, rules)
+        coded = self._engine.prepared.choose(block.headers, stored) if may_be_coded else None
         if coded is not None and coded.pending:
             return None
         answer = known_target.recall.public(stored_answer(exchange, block.headers, stored, rules, now, coded))

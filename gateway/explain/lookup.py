@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
-from gateway.cache.compression import Coded, is_compressible
+from gateway.cache.compression import Coded
 from gateway.cache.engine import Engine
 from gateway.cache.request import Route
 from gateway.cache.respond import stored_answer
@@ -121,7 +121,7 @@ class Stores:
     def _status(self, lookup: LookupRequest, stored: Entry, now: float) -> int:
         """The status of the answer from `stored`: its own, 304, 206 or 416. No coded form is made for it."""
         rules = lookup.route.rules
-        coded = Coded(None, stored.body) if is_compressible(stored, rules) else None
+        coded = Coded(None, stored.body) if freshness.is_compressible(stored, rules) else None
         exchange = RequestContext("", 0.0, lookup.method, "", "http", headers=lookup.headers)
         return stored_answer(exchange, lookup.headers, stored, rules, now, coded).status
 

@@ -13,11 +13,13 @@ Related modules: `rules` (route and request directives), `storability` (what may
 from __future__ import annotations
 
 import math
+import re
+from functools import lru_cache
 
 import msgspec
 from msgspec import structs
 
-from gateway.http.headers import http_date
+from gateway.http.headers import CacheControl, Headers, first, has, http_date
 from gateway.policy.entry import Entry
 from gateway.policy.rules import (
     DEFAULT_STALE_IF_ERROR,
@@ -245,6 +247,45 @@ def response_headers(stored: Entry, rules: CachePolicy, now: float) -> list[tupl
 _OUR_PROMISE = frozenset(
     (b"cache-control", b"expires", b"pragma", b"date", b"age", b"cdn-cache-control", b"surrogate-control")
 )
+
+
+SMALLEST_CODED = 1024
+"""Bytes of the smallest body that is compressed: smaller ones fit in one packet as they are."""
+_TEXT = re.compile(
+    r"text/.*|.*\+(?:json|xml|yaml)"
+    r"|application/(?:json|xml|javascript|x-javascript|graphql|yaml|ndjson|geo\+json|manifest\+json|wasm)"
+)
+_SHORT = 512
+"""Bytes of fields up to which it is kept whether they allow a coding: an upstream sends the same few over and over."""
+
+
+def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
+    """Whether a stored response may be served in another coding: if the gateway itself requested it uncompressed, as it
+    does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6)."""
+    if rules.ttl is None or stored.status != 200 or len(stored.body) < SMALLEST_CODED:
+        return False
+    headers = stored.headers
+    named = dict(headers)
+    if len(named) < len(headers):
+        return _has_text(headers)
+    if b"content-encoding" in named:
+        return False
+    media, control = named.get(b"content-type", b""), named.get(b"cache-control", b"")
+    telling = (b"content-type", media), (b"cache-control", control)
+    return (_known_text if len(media) + len(control) <= _SHORT else _has_text)(telling)
+
+
+def _has_text(headers: Headers) -> bool:
+    """Whether a response with these fields has a text that may be sent in another coding."""
+    media = (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
+    return (
+        _TEXT.fullmatch(media) is not None
+        and not has(headers, b"content-encoding")
+        and "no-transform" not in CacheControl.of(headers)
+    )
+
+
+_known_text = lru_cache(maxsize=512)(_has_text)
 
 
 # --- invalidation ------------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway.http.headers import http_date
 from gateway.policy.entry import Entry, Life
 from gateway.policy.freshness import (
+    SMALLEST_CODED,
     Bypass,
     Hit,
     Miss,
@@ -19,6 +21,7 @@ from gateway.policy.freshness import (
     current_age,
     decide,
     invalidates,
+    is_compressible,
     is_failure,
     response_age,
     response_headers,
@@ -263,6 +266,46 @@ def test_under_a_ttl_a_client_is_told_the_entrys_life_and_never_a_longer_promise
 def test_client_ttl_is_what_is_left_to_a_client_from_now() -> None:
     headers = told(replace(TIMED, client_ttl=20.0))
     assert (headers[b"cache-control"], headers[b"age"]) == (b"max-age=25", b"5")
+
+
+JSON = (b"content-type", b"application/json")
+VARIES = [(b"vary", b"accept"), (b"vary", b"origin")]
+LARGE = b"x" * SMALLEST_CODED
+
+
+@pytest.mark.parametrize("more", [[], VARIES], ids=["each field once", "a field twice"])
+@pytest.mark.parametrize(
+    ("headers", "compressible"),
+    [
+        ([JSON], True),
+        ([(b"content-type", b" Text/HTML ; charset=utf-8"), (b"cache-control", b"max-age=5")], True),
+        ([(b"content-type", b"image/png")], False),
+        ([], False),
+        ([JSON, (b"cache-control", b"max-age=5, No-Transform")], False),
+        ([JSON, (b"cache-control", b"a"), (b"cache-control", b"no-transform")], False),
+        ([JSON, (b"cache-control", b'x="no-transform"')], True),
+        ([JSON, (b"content-encoding", b"")], False),
+        ([JSON, (b"content-type", b"image/png")], True),
+        ([(b"content-type", b"image/png"), JSON], False),
+        ([JSON, (b"cache-control", b"a" * 600 + b", no-transform")], False),
+        ([JSON, (b"cache-control", b"a" * 600)], True),
+    ],
+)
+def test_a_text_that_the_upstream_lets_be_transformed_is_compressible(
+    headers: list[tuple[bytes, bytes]], more: list[tuple[bytes, bytes]], compressible: bool
+) -> None:
+    entry = structs.replace(stored(body=LARGE), headers=(*headers, *more))
+    assert is_compressible(entry, TIMED) is compressible
+
+
+@pytest.mark.parametrize(
+    ("rules", "fields"),
+    [(ORIGIN, {}), (TIMED, {"status": 203}), (TIMED, {"body": LARGE[1:]})],
+    ids=["the upstream's own codings", "another status", "a body of one packet"],
+)
+def test_what_no_coding_is_made_of_is_not_compressible(rules: CachePolicy, fields: dict[str, Any]) -> None:
+    entry = stored(headers={"content-type": "text/plain"}, **{"body": LARGE, **fields})
+    assert not is_compressible(entry, rules)
 
 
 @pytest.mark.parametrize(
