@@ -6,23 +6,36 @@ Also counts the requests in flight of one generation of the app.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 
 class Background:
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._due = 0
+        """Work that begins with the next turn of the event loop."""
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + self._due
 
-    def spawn(self, work: Awaitable[None]) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
+    def spawn(self, work: Awaitable[object]) -> None:
+        task = work if isinstance(work, asyncio.Future) else asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def begin(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Call `work` at the next turn of the event loop; what it returns is `spawn`ed. If that is a future, there is
+        no task: a task takes ten times as long."""
+        self._due += 1
+        asyncio.get_running_loop().call_soon(self._begin, work)
+
+    def _begin(self, work: Callable[[], Awaitable[object]]) -> None:
+        self._due -= 1
+        self.spawn(work())
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler(
@@ -31,11 +44,13 @@ class Background:
 
     async def settle(self) -> None:
         """Wait until nothing is under way behind: refreshes, writes to the shared tier."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        while self:
+            await self.outlast()
 
     async def outlast(self) -> None:
         """Wait until the current tasks have ended, whatever starts meanwhile."""
+        if self._due:
+            await asyncio.sleep(0)
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
@@ -47,6 +62,8 @@ class Background:
 
     async def cancel(self) -> None:
         """Cancel the remaining tasks, and wait for them."""
+        if self._due:
+            await asyncio.sleep(0)
         for task in set(self._tasks):
             task.cancel()
         if self._tasks:

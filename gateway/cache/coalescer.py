@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import assert_never
 
 from msgspec import structs
@@ -19,6 +20,7 @@ from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
 from gateway.cache.leases import (
     DOUBTED,
     FAILED,
+    NO_LEASE,
     STORED,
     STORED_LIFE,
     UNCACHEABLE,
@@ -125,7 +127,7 @@ class Coalescer:
             ask.exchange.leading = False
         held = lease is not None and lease.standing is Standing.HELD
         if held or (isinstance(landing, Landed) and landing.kept and self._tiers.shared.available):
-            self._background.spawn(self._after(flight, landing, lease))
+            self._background.begin(partial(self._after, flight, landing, lease))
         return landing
 
     async def _fly(
@@ -162,15 +164,12 @@ class Coalescer:
                 await flight.land(landing if landing is not None else _stopping(origin))
         return landing, lease
 
-    async def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> None:
+    def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> Awaitable[object]:
         """Store what landed in the shared tier, then give the lease back."""
         kept = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
         values = self._tiers.shared_values(landing.stored) if isinstance(landing, Landed) and kept else []
-        if lease is not None:
-            mark, life = self._mark(flight, landing)
-            await self._leases.give_back(lease, mark, life, after=values)
-        elif values:
-            await self._tiers.shared.write(values)
+        mark, life = self._mark(flight, landing)
+        return self._leases.give_back(lease if lease is not None else NO_LEASE, mark, life, after=values)
 
     async def _make(self, flight: Flight, ask: CacheRequest, stale: Entry | None) -> None:
         """Derive a response locally for all waiting requests; no lease is needed."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from itertools import count
 from uuid import uuid4
@@ -80,6 +80,9 @@ class Lease(msgspec.Struct, frozen=True):
     """Whether another worker stored a response just now, so that it may be in the tier."""
 
 
+NO_LEASE = Lease("", b"", Standing.AWAY)
+
+
 class Claim:
     """The lease of `key`, to be taken with a read."""
 
@@ -89,10 +92,10 @@ class Claim:
         self._leases = leases
         self._key = key
 
-    async def read(self, names: Sequence[str], known: Sequence[bytes]) -> list[bytes | None]:
+    def read(self, names: Sequence[str], known: Sequence[bytes]) -> Awaitable[list[bytes | None]]:
         """The values of `names`, an index and then entries. The lease is taken if the tier has none of these entries,
         or only those that are `known` by their first bytes (empty: none is); the flight that needs it finds it."""
-        return await self._leases.read(self._key, names, known)
+        return self._leases.read(self._key, names, known)
 
 
 class Leases:
@@ -118,7 +121,7 @@ class Leases:
     async def take(self, key: str, deadline: float) -> Lease:
         """Take the lease of `key` for a fetch with a timeout of so many seconds, or return its state."""
         if not self._takes:
-            return Lease("", b"", Standing.AWAY)
+            return NO_LEASE
         if (unused := self._unused.pop(key, None)) is not None:
             lease, asked = unused
             self._hold(lease.name, lease.token, asked, deadline)
@@ -185,20 +188,19 @@ class Leases:
         """Whether a lease may exist without a holder."""
         return self._shared.doubtful
 
-    async def give_back(
+    def give_back(
         self,
         lease: Lease,
         mark: bytes | None = None,
         life: float = 0.0,
         *,
         after: Sequence[tuple[str, bytes, float]] = (),
-    ) -> None:
+    ) -> Awaitable[object]:
         """Store the values `after`, then release it, leaving a mark (for `life` seconds) if one is given."""
         if lease.standing is Standing.HELD:
             self._held.pop(lease.name, None)
-            await self._shared.give_back(lease.name, lease.token, mark, life, after=after)
-        elif after:
-            await self._shared.write(after)
+            return self._shared.give_back(lease.name, lease.token, mark, life, after=after)
+        return self._shared.write(after) if after else _nothing()
 
     def close(self) -> None:
         """Stop renewing: leases still held expire."""
@@ -234,6 +236,10 @@ class Leases:
                 self._held[name] = token, now, until
                 due.append((name, token))
         return due
+
+
+async def _nothing() -> None:
+    return None
 
 
 def _standing(value: bytes | None) -> Standing:

@@ -9,7 +9,7 @@ bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,7 +80,7 @@ class SharedStore(Protocol):
     async def renew(self, held: Sequence[tuple[str, bytes]], life: float) -> None:
         """Let the leases (name, token) that still hold end `life` seconds from now."""
 
-    async def give_back(
+    def give_back(
         self,
         name: str,
         token: bytes,
@@ -88,7 +88,7 @@ class SharedStore(Protocol):
         life: float = 0.0,
         *,
         after: Sequence[tuple[str, bytes, float]] = (),
-    ) -> None:
+    ) -> Awaitable[None]:
         """Store the values `after`, as `write` does; then end the lease `name` if `token` still holds it, and leave
         `mark` in its place for `life` seconds."""
 

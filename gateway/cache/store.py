@@ -135,8 +135,7 @@ class TieredStore:
     async def look(self, wanted: Selection) -> Found:
         """The response in the shared tier, if it responds in time; memory is not changed."""
         try:
-            async with asyncio.timeout(self._budget):
-                stored = self._judged(await self._in_shared(wanted), wanted)
+            stored = self._judged(await self._in_shared(wanted), wanted)
         except TimeoutError:
             stored = None
         return Found(stored, "redis")
@@ -145,8 +144,7 @@ class TieredStore:
         """The newer of the known response and that of the shared tier, if it responds in time; stored in memory. If the
         shared tier has no other response than the known one, the lease of `claim` is taken in the same round trip."""
         try:
-            async with asyncio.timeout(self._budget):
-                stored = await self._in_shared(wanted, known.stored, claim)
+            stored = await self._in_shared(wanted, known.stored, claim)
         except TimeoutError:
             stored = None
         landed = self.at_hand(wanted)  # another request's fetch, meanwhile
@@ -163,19 +161,27 @@ class TieredStore:
         plan = wanted.plan
         local = self.memory.index(plan.primary)
         keys = _selected(local, wanted)
-        names = [index_name(plan.primary), *(entry_name(key) for key in keys)]
+        names = [index_name(plan.primary), *map(entry_name, keys)]
+        until = asyncio.get_running_loop().time() + self._budget
         if claim is None:
-            data = await self.shared.read(names)
+            data = await self._read(names, until)
         else:
             data = await claim.read(names, [self._beginning(known, key) for key in keys])
+        if not any(data):
+            return None
         index = self.read_index(data[0], plan.primary, local)
         found = [self._read_stored(item, key) for item, key in zip(data[1:], keys, strict=True)]
         more = [key for key in _selected(index, wanted) if key not in keys]
         if more:
-            data = await self.shared.read([entry_name(key) for key in more])
+            data = await self._read([entry_name(key) for key in more], until)
             found += [self._read_stored(item, key) for item, key in zip(data, more, strict=True)]
         usable = (stored for stored in found if stored is not None and self._judged(stored, wanted) is not None)
         return max(usable, key=lambda stored: stored.born, default=None)
+
+    async def _read(self, names: list[str], until: float) -> list[bytes | None]:
+        """The values of `names`; raises TimeoutError at `until`, on the event loop's clock."""
+        async with asyncio.timeout_at(until):
+            return await self.shared.read(names)
 
     def _beginning(self, known: Entry | None, key: str) -> bytes:
         """How the record of the known response begins, if it is that of `key`; empty otherwise, and if it is large: it

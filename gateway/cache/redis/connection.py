@@ -13,7 +13,7 @@ more before it times out, so that a pause of this process doesn't count as a fai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,28 +43,28 @@ from gateway.internals import require
 
 Reply = list[bytes | None] | None
 """The values, or None where Redis did not answer in time, or not with values."""
+Command = tuple[str | bytes | int, ...]
+"""A command's name and arguments."""
 LARGEST = 16 * 1024 * 1024
 """Bytes of a record, unless the configuration's `max_body` makes larger ones (`Config.largest_record`)."""
 MOST_REPLY = 64 * 1024 * 1024
 """Maximum size of a reply on redis-py's connections: twice that of a thousand purges, or two thousand deliveries."""
 _BAD_TYPE = "WRONGTYPE"
+_TEXTS = frozenset((bytes,))
 
 
-def reading(names: Sequence[str], largest: int, mark: bytes) -> bytes:
-    """The commands that read the values of `names`, at most `largest` bytes and one more of each, and then `mark`.
-
-    Values are matched to names only by order; `mark` reveals a missing or an extra reply.
-    """
+def reading(names: Sequence[str], largest: int) -> bytes:
+    """The commands that read the values of `names`, at most `largest` bytes and one more of each."""
     end = b"%d" % largest
     tail = b"$1\r\n0\r\n$%d\r\n%b\r\n" % (len(end), end)
     raw = [name.encode() for name in names]
-    commands = [b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b\r\n%b" % (len(name), name, tail) for name in raw]
-    return b"".join(commands) + marking(mark)
+    return b"".join([b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b\r\n%b" % (len(name), name, tail) for name in raw])
 
 
-def marking(mark: bytes) -> bytes:
-    """The command whose reply is `mark`."""
-    return b"*2\r\n$4\r\nPING\r\n$%d\r\n%b\r\n" % (len(mark), mark)
+def marked(commands: bytes, mark: bytes) -> bytes:
+    """`commands`, and one whose reply is `mark`: replies belong to commands only by their order, and so it shows where
+    one is missing or too many."""
+    return b"%b*2\r\n$4\r\nPING\r\n$%d\r\n%b\r\n" % (commands, len(mark), mark)
 
 
 def values_of(replies: object, number: int) -> Reply:
@@ -72,6 +72,8 @@ def values_of(replies: object, number: int) -> Reply:
     or no string; None in all where one is an error, or no value, or their number is another."""
     if not isinstance(replies, list) or len(replies) != number:
         return None
+    if _TEXTS.issuperset(map(type, replies)):
+        return [reply or None for reply in replies]
     values: list[bytes | None] = []
     for reply in replies:
         if isinstance(reply, bytes):
@@ -81,6 +83,11 @@ def values_of(replies: object, number: int) -> Reply:
         else:
             return None
     return values
+
+
+def any_refusal(replies: Sequence[object]) -> bool:
+    """Whether one of the replies on a Pipe is a refusal; most times none is even an error."""
+    return hiredis.ReplyError in map(type, replies) and any(map(is_refusal, replies))
 
 
 def is_refusal(reply: object) -> bool:
@@ -254,6 +261,36 @@ def _bounded(cluster: RedisCluster) -> RedisCluster:
 
 def is_cluster(client: Any) -> bool:
     return isinstance(client, RedisCluster)
+
+
+def pipeline(client: Any, commands: Iterable[Command]) -> Any:
+    """One round trip; in a cluster one a node."""
+    batch = client.pipeline() if is_cluster(client) else client.pipeline(transaction=False)
+    for command in commands:
+        batch.execute_command(*command)
+    return batch
+
+
+async def by_client(client: Any, commands: Iterable[Command]) -> list[Any]:
+    """The replies to commands; raises the first refusal."""
+    replies: list[Any] = await pipeline(client, commands).execute(raise_on_error=False)
+    for reply in filter(is_refusal, replies):
+        raise reply
+    return replies
+
+
+async def values_by_client(client: Any, commands: Sequence[Command]) -> list[bytes | None]:
+    """The values that so many `GETRANGE` read; raises RedisError if one reply is none."""
+    values = values_of(await pipeline(client, commands).execute(raise_on_error=False), len(commands))
+    if values is None:
+        raise RedisError("Redis did not answer with values")
+    return values
+
+
+async def time_of(client: Any, key: str) -> float:
+    """The time of the server that holds `key`, in seconds since 1970: in a cluster each node has its own."""
+    seconds, microseconds = await client.eval("return redis.call('TIME')", 1, key)
+    return float(seconds) + float(microseconds) / 1e6
 
 
 LATE = 0.005

@@ -13,17 +13,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.cache.background import end
+from gateway.cache.redis.errors import UNANSWERED
 from gateway.policy.identity_key import KEY_BYTES, IdentityKey
 
 LOOK_EVERY = 2.0
+KEY_SECONDS = 1.0
 
 
 class KeyStore(Protocol):
     async def agree_on_key(self, own: bytes) -> bytes | None:
         """The value that all have, `own` if there was none; None where it can't be read."""
+
+
+async def agreed_key(client: Any, name: str, own: bytes) -> bytes | None:
+    """The key that Redis has under `name`, `own` if there was none; None if it does not respond."""
+    try:
+        async with asyncio.timeout(KEY_SECONDS):
+            found: bytes = await client.getrange(name, 0, KEY_BYTES)
+            if not found:
+                await client.set(name, own, nx=True)
+                found = await client.getrange(name, 0, KEY_BYTES)
+            if len(found) != KEY_BYTES:  # whatever it is, no worker wrote it
+                await client.delete(name)
+    except UNANSWERED:
+        return None
+    return found
 
 
 class FleetKey:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gateway.cache.leases import STORED
-from gateway.cache.redis.connection import is_cluster
+from gateway.cache.redis.connection import Command, is_cluster
 from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 
 _PAUSE = 0.02
@@ -61,10 +61,6 @@ return 1
 """
 
 
-Command = tuple[str | bytes | int, ...]
-"""A command's name and arguments."""
-
-
 class RedisLeases:
     """`run` executes commands in order and returns the last one's reply within the budget, or None; `spawn` starts
     background work."""
@@ -97,9 +93,9 @@ class RedisLeases:
         lease = self._prefix + name
         return ("EVAL", _TAKE, 1 + len(entries), lease, *entries, token, _milliseconds(life), *known)
 
-    def give_up(self, name: str, token: bytes) -> None:
-        """Release a lease in the background that may have been granted."""
-        self._spawn(self._give_up(name, token))
+    def give_up(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+        """Release a lease in the background that may have been granted, or that was not released in time."""
+        self._spawn(self._give_up(name, token, mark, life))
 
     async def renew(self, held: Sequence[tuple[str, bytes]], life: float, *, together: int = MOST_RENEWED) -> None:
         """So many `together` in one command; in a cluster, where they lie in many slots, each in its own."""
@@ -112,24 +108,16 @@ class RedisLeases:
         names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]
         return ("EVAL", _RENEW, len(names), *names, _milliseconds(life), *tokens)
 
-    async def give_back(
-        self, name: str, token: bytes, mark: bytes | None, life: float, *, after: Sequence[Command] = ()
-    ) -> bool:
-        """End a lease, `after` other commands; whether all were executed in time."""
-        if await self._run(*after, self._end(name, token, mark, life)) is not None:
-            return True
-        self._spawn(self._give_up(name, token, mark, life))
-        return False
-
-    def _end(self, name: str, token: bytes, mark: bytes | None, life: float) -> Command:
+    def ending(self, name: str, token: bytes, mark: bytes | None, life: float) -> Command:
+        """The command that ends a lease."""
         return ("EVAL", _GIVE_BACK, 1, self._prefix + name, token, mark or b"", _milliseconds(life))
 
-    async def _give_up(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
+    async def _give_up(self, name: str, token: bytes, mark: bytes | None, life: float) -> None:
         until = time.monotonic() + _GIVING_UP
         while time.monotonic() < until:
             try:
                 async with self._giving_up, asyncio.timeout(_GIVING_UP):
-                    await self._client.execute_command(*self._end(name, token, mark, life))
+                    await self._client.execute_command(*self.ending(name, token, mark, life))
             except UNANSWERED as error:
                 is_unanswered(error)
                 await asyncio.sleep(_PAUSE)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from gateway.cache.redis.leases import Command
+from gateway.cache.redis.connection import Command
 
 AT_ONCE = 100
 """Meters in one script, for which everybody else at Redis waits: some 10 µs each."""

@@ -23,9 +23,10 @@ from functools import partial
 from typing import Any, cast
 
 import hiredis
+import msgspec
 
 from gateway.cache.background import end
-from gateway.cache.redis.connection import BoundedParser, Reply, marking, reading, values_of
+from gateway.cache.redis.connection import BoundedParser, Reply, marked, reading, values_of
 from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 from gateway.cache.shared_store import Read, Values
 from gateway.internals import unknown_version
@@ -45,17 +46,13 @@ _NOTHING = object()
 _MOST_UNSENT = 1024 * 1024  # bytes of commands that Redis does not take
 
 
-class _Asked:
-    """Commands in flight: their number, the mark after them, their start, and the received replies."""
+class _Asked(msgspec.Struct):
+    """Commands in flight: their number, the mark after them, and their start."""
 
-    __slots__ = ("mark", "number", "replies", "since", "then")
-
-    def __init__(self, number: int, mark: bytes, then: Callable[[list[object] | None], None]) -> None:
-        self.number = number
-        self.mark = mark
-        self.then = then
-        self.since = time.monotonic()
-        self.replies: list[object] = []
+    number: int
+    mark: bytes
+    since: float
+    then: Callable[[list[object] | None], None]
 
 
 class Pipe(asyncio.Protocol):
@@ -71,6 +68,8 @@ class Pipe(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._waiting: deque[_Asked] = deque()
+        self._replies: list[object] = []
+        """Those that belong to the oldest commands, and do not end with their mark yet."""
         self._asked = 0
         self._timer: asyncio.TimerHandle | None = None
         self._overdue = False
@@ -108,15 +107,11 @@ class Pipe(asyncio.Protocol):
         def replied(replies: list[object] | None) -> None:
             then(None if replies is None else values_of(replies, number))
 
-        self._send(lambda mark: reading(names, largest, mark), number, replied)
+        self.run(reading(names, largest), number, replied)
 
-    def run(self, commands: Sequence[bytes], then: Callable[[list[object] | None], None]) -> None:
-        """Send packed commands; `then` is called with their replies later, errors among them as hiredis.ReplyError,
-        never synchronously; with None if there were none in time."""
-        self._send(lambda mark: b"".join(commands) + marking(mark), len(commands), then)
-
-    def _send(self, marked: Callable[[bytes], bytes], number: int, then: Callable[[list[object] | None], None]) -> None:
-        """Send `number` commands and a mark, which `marked` packs."""
+    def run(self, commands: bytes, number: int, then: Callable[[list[object] | None], None]) -> None:
+        """Send so many packed commands; `then` is called with their replies later, errors among them as
+        hiredis.ReplyError, never synchronously; with None if there were none in time."""
         transport = self._transport
         if transport is None or transport.get_write_buffer_size() > _MOST_UNSENT:
             self._loop.call_soon(then, None)
@@ -124,13 +119,13 @@ class Pipe(asyncio.Protocol):
         self._asked += 1
         mark = b"%d" % self._asked
         try:
-            transport.write(marked(mark))
+            transport.write(marked(commands, mark))
         except UNANSWERED as error:
             is_unanswered(error)
             self._loop.call_soon(then, None)
             self.close()
             return
-        self._waiting.append(_Asked(number, mark, then))
+        self._waiting.append(_Asked(number, mark, time.monotonic(), then))
         if self._timer is None:
             self._timer = self._loop.call_later(self._budget, self._look_at_the_time)
 
@@ -145,26 +140,22 @@ class Pipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._overdue = False
-        reader, waiting = self._reader, self._waiting
+        replies, sound = self._replies, True
         try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not _NOTHING:
-                if not waiting:
-                    break
-                asked = waiting[0]
-                if len(asked.replies) < asked.number:
-                    asked.replies.append(reply)
-                    continue
-                refused = isinstance(reply, hiredis.ReplyError)
-                if reply != asked.mark and not refused:
-                    break
-                waiting.popleft()
-                asked.then(None if refused else asked.replies)
-            else:
-                return
+            self._reader.feed(data)
+            replies.extend(iter(self._reader.gets, _NOTHING))
         except hiredis.ProtocolError:
-            pass
-        self.close()
+            sound = False
+        while self._waiting and len(replies) > (number := self._waiting[0].number):
+            mark, refused = replies[number], isinstance(replies[number], hiredis.ReplyError)
+            if mark != self._waiting[0].mark and not refused:
+                sound = False
+                break
+            own = replies[:number]
+            del replies[: number + 1]
+            self._waiting.popleft().then(None if refused else own)
+        if not sound or (replies and not self._waiting):
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:

@@ -10,18 +10,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import hiredis
 from redis.exceptions import MaxConnectionsError, RedisError
 
 from gateway.cache.background import Background, end
 from gateway.cache.redis.advice import RedisAdvice
-from gateway.cache.redis.connection import LARGEST, Deadline, Reply, connect, is_cluster, is_refusal, values_of
+from gateway.cache.redis.connection import (
+    LARGEST,
+    Command,
+    Deadline,
+    Reply,
+    any_refusal,
+    by_client,
+    connect,
+    is_cluster,
+    pipeline,
+    time_of,
+    values_by_client,
+    values_of,
+)
 from gateway.cache.redis.errors import UNANSWERED, Reason, RedisState, complain_about_policy, is_unanswered
-from gateway.cache.redis.leases import Command, RedisLeases
+from gateway.cache.redis.fleet_key import agreed_key
+from gateway.cache.redis.leases import RedisLeases
 from gateway.cache.redis.meters import RedisMeters
 from gateway.cache.redis.overrides import RedisLive
 from gateway.cache.redis.purge_log import RedisPurges
@@ -31,12 +46,12 @@ from gateway.cache.shared_store import Read, SharedStatistics, no_values
 from gateway.clock import Clock, SystemClock
 from gateway.config.types import shown_url
 from gateway.observability.log import at_most_every
-from gateway.policy.identity_key import KEY_BYTES
 
 logger = logging.getLogger("gateway")
+_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # of several types
 FAILURES_BEFORE_REST = 3
 START_SECONDS = 0.1
-KEY_SECONDS = TURN_SECONDS = 1.0
+TURN_SECONDS = 1.0
 IDENTITY_KEY = "identity-key"
 PROBE_EVERY = 0.2
 SYNCHRONISE_EVERY = 30.0
@@ -46,9 +61,6 @@ MOST_AT_ONCE = 64 * 1024
 MOST_AHEAD = 256 * 1024
 """Bytes of a write up to which it is sent on the connection of the reads, and of all that is unsent there."""
 LEASES_AT_ONCE = 8  # connections
-
-# The time of the server that holds the stream of purges: in a cluster each node has its own.
-_TIME = "return redis.call('TIME')"
 
 
 class RedisStore:
@@ -76,7 +88,6 @@ class RedisStore:
         self._clock = clock
         self._given = client
         self._client = client if client is not None else connect(url, max(budget, 1.0))
-        self._cluster = is_cluster(self._client)
         self._leases = RedisLeases(self._client, prefix, self._run, self._spawn)
         self._turns = asyncio.Semaphore(LEASES_AT_ONCE)
         self._failures = 0
@@ -131,7 +142,7 @@ class RedisStore:
 
     def meters(self) -> RedisMeters:
         """The meters of rate limits in the same Redis."""
-        return RedisMeters(self._run, self._prefix, lambda: self.available, cluster=self._cluster)
+        return RedisMeters(self._run, self._prefix, lambda: self.available, cluster=is_cluster(self._client))
 
     def leave_alone(self, reason: Reason) -> None:
         """Do not use Redis until `start`."""
@@ -174,13 +185,12 @@ class RedisStore:
         if not self.available or not self._writes.has_room(size):
             self.statistics.dropped += len(values)
             return False
-        if self._goes_at_once(size):
-            self.statistics.writes += len(values)
-            done = await self._run(*map(self._set, values)) is not None
-            self.statistics.dropped += 0 if done else len(values)
-            return done
         self.statistics.writes += len(values)
-        return await self._writes.add(values, size)
+        if not self._goes_at_once(size):
+            return await self._writes.add(values, size)
+        done = await self._run(*map(self._set, values)) is not None
+        self.statistics.dropped += 0 if done else len(values)
+        return done
 
     def _goes_at_once(self, size: int) -> bool:
         """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not if it would delay later
@@ -196,20 +206,7 @@ class RedisStore:
 
     async def agree_on_key(self, own: bytes) -> bytes | None:
         """The identity key shared through this Redis, `own` if there was none; None if it does not respond."""
-        if not self.available:
-            return None
-        name = self._prefix + IDENTITY_KEY
-        try:
-            async with asyncio.timeout(KEY_SECONDS):
-                found: bytes = await self._client.getrange(name, 0, KEY_BYTES)
-                if not found:
-                    await self._client.set(name, own, nx=True)
-                    found = await self._client.getrange(name, 0, KEY_BYTES)
-                if len(found) != KEY_BYTES:  # whatever it is, no worker wrote it
-                    await self._client.delete(name)
-        except UNANSWERED:
-            return None
-        return found
+        return await agreed_key(self._client, self._prefix + IDENTITY_KEY, own) if self.available else None
 
     # --- leases --------------------------------------------------------------------------------------------
 
@@ -224,19 +221,21 @@ class RedisStore:
         if not self.available or self._failures:
             return await self.read(names), None
         keys = [self._prefix + each for each in names]
-        take = self._leases.taking(name, token, life, keys[1:], known)
+        commands = (*map(self._getrange, keys), self._leases.taking(name, token, life, keys[1:], known))
         self.statistics.reads += len(names)
         reply = values = None
         try:
-            replies = await self._replies((*map(self._getrange, keys), take))
+            replies = await (self._replies(commands) if self._pipe is not None else self._in_budget(commands))
             if replies is not None:
-                values, reply = values_of(replies[:-1], len(keys)), replies[-1]
+                reply = replies.pop()
+                values = values_of(replies, len(keys))
         finally:
             if not isinstance(reply, bytes):
                 self._leases.give_up(name, token)
         if values is None:
             return [None] * len(names), None
-        self._leave_out_what_is_too_large(keys, values)
+        if any(values):
+            self._leave_out_what_is_too_large(keys, values)
         return values, reply if isinstance(reply, bytes) else None
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
@@ -249,7 +248,7 @@ class RedisStore:
         if self.available:
             await self._leases.renew(held, life)
 
-    async def give_back(
+    def give_back(
         self,
         name: str,
         token: bytes,
@@ -257,18 +256,32 @@ class RedisStore:
         life: float = 0.0,
         *,
         after: Sequence[tuple[str, bytes, float]] = (),
-    ) -> None:
-        if not self.available:
-            return
+    ) -> Awaitable[None]:
         size = sum([len(value) for _, value, _ in after])
-        if size <= self.largest and self._goes_at_once(size):
-            self.statistics.writes += len(after)
-            done = await self._leases.give_back(name, token, mark, life, after=list(map(self._set, after)))
-            self.statistics.dropped += 0 if done else len(after)
-            return
-        if after:
+        pipe = self._pipe
+        if pipe is None or not self.available or size > self.largest or not self._goes_at_once(size):
+            return self._give_back_in_turn(name, token, mark, life, after)
+        given_back: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def replied(replies: list[Any] | None) -> None:
+            if replies is None:
+                self.statistics.dropped += len(after)
+                self._leases.give_up(name, token, mark, life)
+            if not given_back.done():
+                given_back.set_result(None)
+
+        self.statistics.writes += len(after)
+        self._send(pipe, (*map(self._set, after), self._leases.ending(name, token, mark, life)), replied)
+        return given_back
+
+    async def _give_back_in_turn(
+        self, name: str, token: bytes, mark: bytes | None, life: float, after: Sequence[Value]
+    ) -> None:
+        """Behind earlier writes, or by the client."""
+        if after and self.available:
             await self.write(after)
-        await self._leases.give_back(name, token, mark, life)
+        if self.available and await self._run(self._leases.ending(name, token, mark, life)) is None:
+            self._leases.give_up(name, token, mark, life)
 
     async def aclose(self) -> None:
         """Let commands in flight finish (the budget bounds them), then close the connections. None is opened again
@@ -313,17 +326,11 @@ class RedisStore:
     async def _ask_client(self, keys: list[str], then: Callable[[Reply], None]) -> None:
         values: Reply = None
         try:
-            values = await self._guarded(self._get(keys))
+            values = await self._guarded(values_by_client(self._client, list(map(self._getrange, keys))))
             if values is not None:
                 self._leave_out_what_is_too_large(keys, values)
         finally:
             then(values)
-
-    async def _get(self, keys: list[str]) -> list[bytes | None]:
-        values = values_of(await self._pipeline(map(self._getrange, keys)).execute(raise_on_error=False), len(keys))
-        if values is None:
-            raise RedisError("Redis did not answer with values")
-        return values
 
     def _getrange(self, key: str) -> Command:
         return ("GETRANGE", key, 0, self.largest)
@@ -333,30 +340,18 @@ class RedisStore:
             if value is not None and len(value) > self.largest:
                 values[at] = None
                 self.statistics.oversized += 1
-                self._complain_of(keys[at])
-
-    def _complain_of(self, key: str) -> None:
-        now = time.monotonic()
-        if now - self._complained_at >= COMPLAIN_EVERY:
-            self._complained_at = now
-            said = "%s in Redis is larger than %d bytes, which we never write; it is not read"
-            logger.warning(said, key, self.largest, extra=at_most_every(COMPLAIN_EVERY, "oversized"))
+                if time.monotonic() - self._complained_at >= COMPLAIN_EVERY:
+                    self._complained_at = time.monotonic()
+                    said = "%s in Redis is larger than %d bytes, which we never write; it is not read"
+                    logger.warning(said, keys[at], self.largest, extra=at_most_every(COMPLAIN_EVERY, "oversized"))
 
     async def _write_batch(self, values: Sequence[Value]) -> bool:
-        pipeline = self._pipeline(map(self._set, values))
         done = False
         try:
-            done = await self._guarded(pipeline.execute()) is not None
+            done = await self._guarded(pipeline(self._client, map(self._set, values)).execute()) is not None
         finally:
             self.statistics.dropped += 0 if done else len(values)
         return done
-
-    def _pipeline(self, commands: Iterable[Command]) -> Any:
-        """One round trip; in a cluster one a node."""
-        pipeline = self._client.pipeline() if self._cluster else self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return pipeline
 
     def _spawn(self, work: Any) -> None:
         if self._closed:
@@ -388,32 +383,38 @@ class RedisStore:
         return reply
 
     async def _run(self, *commands: Command) -> Any:
-        """The last reply to `commands`, which are executed in this order; None if one failed, or took longer than the
-        budget."""
+        """The last of `_replies` to commands, which are executed in this order; None if there are none."""
         replies = await self._replies(commands)
         return None if replies is None else replies[-1]
 
-    async def _replies(self, commands: Sequence[Command]) -> list[Any] | None:
+    def _replies(self, commands: Sequence[Command]) -> Awaitable[list[Any] | None]:
         """The replies to commands in one round trip, on the connection of the reads where there is one; None if they
         took longer than the budget, or one is a `refusal`, which counts as a failure."""
-        pipe, began = self._pipe, time.perf_counter()
+        pipe = self._pipe
         if pipe is None:
-            return cast("list[Any] | None", await self._in_turn(self._by_client(commands)))
-        replied: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            return self._in_turn(by_client(self._client, commands))
+        replied: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
+        self._send(pipe, commands, lambda replies: None if replied.done() else replied.set_result(replies))
+        return replied
+
+    async def _in_budget(self, commands: Sequence[Command]) -> list[Any] | None:
+        """The same with the wait for their turn within the budget, too."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._budget):
+                return await self._replies(commands)
+        return None
+
+    def _send(self, pipe: Pipe, commands: Sequence[Command], then: Callable[[list[Any] | None], None]) -> None:
+        """Send commands on the connection of the reads; `then` gets what `_replies` returns."""
         self.statistics.batches += 1
-        packed = [hiredis.pack_command(cast(tuple[bytes], command)) for command in commands]
-        pipe.run(packed, partial(self._ran, pipe, replied, began))
-        return cast("list[Any] | None", await replied)
+        packed = b"".join(map(_pack, commands))
+        pipe.run(packed, len(commands), partial(self._ran, pipe, then, time.perf_counter()))
 
-    async def _by_client(self, commands: Sequence[Command]) -> list[Any]:
-        replies: list[Any] = await self._pipeline(commands).execute(raise_on_error=False)
-        for reply in filter(is_refusal, replies):
-            raise reply
-        return replies
-
-    def _ran(self, pipe: Pipe, replied: asyncio.Future[Any], began: float, replies: list[object] | None) -> None:
+    def _ran(
+        self, pipe: Pipe, then: Callable[[list[Any] | None], None], began: float, replies: list[object] | None
+    ) -> None:
         self.statistics.seconds += time.perf_counter() - began
-        if replies is None or any(map(is_refusal, replies)):
+        if replies is None or any_refusal(replies):
             self.statistics.failures += 1
             # Its end is one failure, however many waited on it; so are commands that fail together.
             if pipe.open and began >= self._failed_at:
@@ -421,8 +422,7 @@ class RedisStore:
             replies = None
         else:
             self._succeeded()
-        if not replied.done():
-            replied.set_result(replies)
+        then(replies)
 
     async def _in_turn(self, command: Any) -> Any:
         """The same for a lease command, of which only a limited number are in flight: a thousand misses at once would
@@ -487,8 +487,7 @@ class RedisStore:
         began, limit = time.monotonic(), max(self._budget, 0.2)
         try:
             async with Deadline(limit):
-                seconds, microseconds = await self._client.eval(_TIME, 1, self._prefix + "{purge}:log")
-            redis_time = float(seconds) + float(microseconds) / 1e6
+                redis_time = await time_of(self._client, self._prefix + "{purge}:log")
         except UNANSWERED as error:
             is_unanswered(error)
             self._reason = error

@@ -136,3 +136,33 @@ async def test_one_that_no_longer_waits_does_not_disturb_the_end() -> None:
     await asyncio.wait([waiting])
     end_one(underway)
     assert underway.count == 0
+
+
+async def test_work_begins_at_the_next_turn_and_is_waited_for_as_a_task_or_a_future() -> None:
+    background, future, done = Background(), asyncio.get_running_loop().create_future(), list[str]()
+
+    async def work() -> None:
+        done.append("task")
+
+    def begin() -> asyncio.Future[None]:
+        done.append("future")
+        return future
+
+    background.begin(work)
+    background.begin(begin)
+    assert (done, len(background)) == ([], 2)
+    settling = asyncio.ensure_future(background.settle())
+    while done != ["future", "task"]:
+        await asyncio.sleep(0)
+    assert not settling.done()
+    future.set_result(None)
+    await settling
+    assert len(background) == 0
+
+
+async def test_work_that_is_to_begin_is_cancelled_with_the_rest() -> None:
+    background, future = Background(), asyncio.get_running_loop().create_future()
+    background.begin(lambda: future)
+    await background.cancel()
+    assert future.cancelled()
+    assert len(background) == 0
