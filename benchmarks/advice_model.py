@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 
+from msgspec import structs
 from xxhash import xxh3_64_intdigest
 
 from gateway.advisor.advice import Changes
@@ -116,7 +117,9 @@ async def really_run(
         version = b"%d" % sum(change <= at for change in history[key])
         exchange = RequestContext("id", 0.0, "GET", "client", "http")
         origin = Content(version)
-        asked = CacheRequest(route, plan(route.keying, "u", f"/items/{key}", ()), PLAIN, (), exchange, origin, _never)
+        planned = plan(route.keying, "u", f"/items/{key}", ())
+        wanted = structs.replace(route.selection, plan=planned)
+        asked = CacheRequest(route, planned, PLAIN, (), exchange, origin, _never, wanted)
         answer = await engine.answer(asked)
         hit = exchange.outcome.result is Result.HIT
         hits += hit

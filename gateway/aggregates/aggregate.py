@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import orjson
+from msgspec import structs
 
 from gateway.aggregates.lifetime import joining, together, whole_headers
 from gateway.aggregates.merge import MergePiece, joined
@@ -94,17 +95,10 @@ class Aggregate:
         self, exchange: RequestContext, plan: Plan, facts: RequestDirectives, values: Values, shown: tuple[str, ...]
     ) -> CacheRequest:
         """The request for the parts `shown`, as the engine takes it."""
-        origin = _JoinOrigin(self, exchange, facts, values, shown)
-        return CacheRequest(
-            self.route,
-            plan,
-            facts,
-            exchange.headers,
-            exchange,
-            origin,
-            origin.past,
-            tags=self.tags(values, exchange.principal) if self.config.tags else (),
-        )
+        origin, headers = _JoinOrigin(self, exchange, facts, values, shown), exchange.headers
+        tags = self.tags(values, exchange.principal) if self.config.tags else ()
+        wanted = structs.replace(self.route.selection, plan=plan, headers=headers, tags=tags)
+        return CacheRequest(self.route, plan, facts, headers, exchange, origin, origin.past, wanted)
 
     def at_hand(self, request: CacheRequest) -> Answer | None:
         """The response, if it is in memory, complete or in parts; None if a fetch is needed."""

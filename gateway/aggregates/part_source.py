@@ -234,9 +234,8 @@ class PartSource:
             return await asking.fetch("GET", [*sent, *keying.constants])
 
         through = None if self.declared is not None else self.through
-        return CacheRequest(
-            self.route, planned, facts, headers, exchange, origin or asking, past, tags=tags, through=through
-        )
+        wanted = structs.replace(self.route.selection, plan=planned, headers=headers, tags=tags, through=through)
+        return CacheRequest(self.route, planned, facts, headers, exchange, origin or asking, past, wanted)
 
     def origin(self, target: str, request_id: str) -> Origin:
         """The origin of a target's responses."""

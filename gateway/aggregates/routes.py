@@ -351,6 +351,7 @@ class Again(msgspec.Struct, frozen=True):
     asked: AggregateRequest
     plan: Plan
     facts: RequestDirectives
+    target: Target | None
 
     def __call__(self, exchange: RequestContext) -> CacheRequest:
         """The request for the engine of a client that asked for the same."""
@@ -424,7 +425,8 @@ class AggregateHandlers:
         headers, route = exchange.headers, aggregate.route
         asked = asked_of(aggregate, path, exchange.target, headers, parameters)
         if block is not None and "x-request-id" not in (route.keying.vary or ()):
-            planned, facts = block.plan(route, exchange.method, aggregate.origin, asked.target)
+            known = block.planned.get((route.name, exchange.method)) or block.plans(route, exchange.method)
+            planned, facts = known[0].plan(aggregate.origin, asked.target), known[1]
         else:
             planned = plan(route.keying, aggregate.origin, asked.target, headers, has_body=has_body(headers))
             facts = directives_of(exchange.method, headers, route.rules)
@@ -437,7 +439,7 @@ class AggregateHandlers:
             # Where a part passes it on, the aggregate's cache is bypassed; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
         if aggregate.admission is None and not aggregate.counts_hits:
-            exchange.recall = Again(aggregate, asked, planned, facts)
+            exchange.recall = Again(aggregate, asked, planned, facts, exchange.target)
         return aggregate.ask(exchange, planned, facts, asked.values, asked.shown)
 
     async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:
@@ -495,4 +497,4 @@ class DirectAggregate:
 
     def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
         assert isinstance(ask.exchange.recall, Again)
-        edge.expect(line, ask.exchange.recall, ask.exchange.target)
+        edge.expect(line, ask.exchange.recall)

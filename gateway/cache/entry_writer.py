@@ -95,7 +95,7 @@ class EntryWriter:
             headers += ((b"etag", validation.own_tag(body)),)
         if b"date" not in names:
             headers += ((b"date", http_date(received.arrived)),)
-        vary, tags = verdict.vary, (*request.tags, *verdict.tags)
+        vary, tags = verdict.vary, (*request.wanted.tags, *verdict.tags)
         return Entry(
             key=variant_key(plan.base, vary, request.headers, route.keying.identity_key) if vary else plan.base,
             primary=plan.primary,
@@ -131,7 +131,7 @@ class EntryWriter:
             headers=headers,
             body=body,
             life=Life(lifetime=made.lifetime),
-            tags=request.tags,
+            tags=request.wanted.tags,
             stamp=made.stamp,
             vary=made.vary,
             route=request.route.name,

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gateway.cache.store import NOTHING, Selection
+from gateway.cache.store import Selection
 from gateway.context import RequestContext
 from gateway.errors import UpstreamError
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import Headers
 from gateway.policy.downstream import Downstream
-from gateway.policy.keys import Keying, Plan
+from gateway.policy.keys import NO_PLAN, Keying, Plan
 from gateway.policy.rules import CachePolicy, RequestDirectives
 from gateway.upstreams.response import Fetched
 
@@ -37,8 +37,12 @@ class Route:
     """The fields for downstream caches."""
     follows_origin: bool = field(init=False, repr=False, compare=False)
     """Whether the upstream decides how long its responses are kept."""
+    selection: Selection = field(init=False, repr=False, compare=False)
+    """What its requests select, but for what each of them has of its own: plan, fields, tags."""
 
     def __post_init__(self) -> None:
+        selection = Selection(NO_PLAN, (), self.name, largest=self.max_body, identity_key=self.keying.identity_key)
+        object.__setattr__(self, "selection", selection)
         object.__setattr__(self, "downstream", Downstream.of(self.keying, made=self.made, changes=self.changes))
         object.__setattr__(self, "follows_origin", self.rules.ttl is None and not self.made)
 
@@ -69,9 +73,9 @@ class Origin(Protocol):
         """Raises UpstreamError."""
 
 
-class CacheRequest(msgspec.Struct, frozen=True, dict=True):
-    """A GET or HEAD. `past` fetches for it without the cache, for this client only; `refresh` creates the origin of a
-    background fetch, if that is another."""
+class CacheRequest(msgspec.Struct, frozen=True):
+    """A GET or HEAD. `past` fetches for it without the cache, for this client only; `wanted` is the `selection` of its
+    route with its own plan, fields and tags; `refresh` creates the origin of a background fetch, if that is another."""
 
     route: Route
     plan: Plan
@@ -80,20 +84,10 @@ class CacheRequest(msgspec.Struct, frozen=True, dict=True):
     exchange: RequestContext
     origin: Origin
     past: Callable[[], Awaitable[Fetched]]
+    wanted: Selection
     refresh: Callable[[], Origin] | None = None
-    tags: tuple[str, ...] = ()
     stays: bool = False
     """Whether the caller continues to the landing of a flight that it leads, though its client may disconnect."""
-    through: str | None = None
-    """The route through which a part is requested; its purges apply too."""
-    wanted: Selection = NOTHING
-    """What it selects among the stored responses; made of the other fields."""
-
-    def __post_init__(self) -> None:
-        route, keying = self.route, self.route.keying
-        through = self.through
-        wanted = Selection(self.plan, self.headers, route.name, self.tags, through, route.max_body, keying.identity_key)
-        msgspec.structs.force_setattr(self, "wanted", wanted)
 
     @property
     def method(self) -> str:

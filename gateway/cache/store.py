@@ -55,9 +55,6 @@ class Selection(msgspec.Struct, frozen=True, dict=True):
         return Suffixes(self.headers, identity_key=self.identity_key)
 
 
-NOTHING = Selection(Plan("", "", ()), (), "")
-
-
 class Found(msgspec.Struct, frozen=True):
     """The stored response for a request, and its tier."""
 

@@ -127,7 +127,7 @@ class DirectRoute:
 
     def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
         assert isinstance(ask, DeclaredRequest)
-        edge.expect(line, self.handlers.later(ask), ask.exchange.target)
+        edge.expect(line, self.handlers.later(ask))
 
 
 class DirectStream(DirectRoute):

@@ -31,10 +31,10 @@ from gateway.policy.content import DECIDING
 from gateway.policy.entry import Entry
 from gateway.policy.epochs import EVERYTHING, Epochs, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
-from gateway.policy.keys import Plan, key_hash, plan, primary_and_stem, primary_key
+from gateway.policy.keys import PlannedFields, key_hash, primary_and_stem
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
-from gateway.routing.fast_path import Admit, FastPath, Recall
+from gateway.routing.fast_path import Admit, FastPath
 
 # The fields that make a request more than a plain one; the app handles those.
 NOT_PLAIN = frozenset(
@@ -49,18 +49,6 @@ _LENGTH = b"content-length"
 _FORMING = frozenset((b"accept-encoding", b"if-none-match", b"if-modified-since", b"origin"))
 
 
-class PlannedRequest(msgspec.Struct, frozen=True):
-    """The effect of a header block on a route, for any target: what it adds to the primary key, the forwarded fields,
-    the reason for a bypass."""
-
-    suffix: str
-    forward: tuple[tuple[bytes, bytes], ...]
-    bypass: str | None
-    facts: RequestDirectives
-    keyed: tuple[str, ...]
-    unkeyed: tuple[str, ...]
-
-
 class HeaderBlock:
     """A request's parsed header block: whether the edge may serve it, and which of its fields select a response.
 
@@ -73,7 +61,7 @@ class HeaderBlock:
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("admitted", "asked", "credential", "described", "prefixed", "takes_content", "traced", "vary", "views"),
+        *("admitted", "credential", "described", "planned", "prefixed", "takes_content", "traced", "vary", "views"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
@@ -102,7 +90,7 @@ class HeaderBlock:
         self.bases: dict[KnownRoute, str | None] = {}
         self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}
-        self.asked: dict[tuple[str, str], PlannedRequest] = {}
+        self.planned: dict[tuple[str, str], tuple[PlannedFields, RequestDirectives]] = {}
         self.memos: dict[bytes, Memo] = {}
         self.views: dict[KnownRoute, HeaderBlock] = {}
 
@@ -119,25 +107,19 @@ class HeaderBlock:
     def base(self, known: KnownRoute) -> str | None:
         """What the keyed inputs add to a primary key on a route; None for a bypass, and if a keyed field is not in the
         block."""
-        asked = plan(known.route.keying, "", "", self.headers)
+        planned = PlannedFields.of(known.route.keying, self.headers)
         open_to_upstream = known.route.follows_origin and known.route.keying.authorization == "pass"
         unshared = open_to_upstream and has(self.headers, b"authorization")
         unseen = any(map(_is_unseen, known.route.keying.vary or ()))
-        base = None if asked.bypass is not None or unshared or unseen else asked.base[len(primary_key("", "")) :]
+        base = None if planned.bypass is not None or unshared or unseen else planned.suffix
         self.bases[known] = base
         return base
 
-    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]:
-        """The plan and the directives of a request for `target` with this block, as from `keys.plan`."""
-        primary, stem = primary_and_stem(origin, target, route.keying.identity_key)
-        asked = self.asked.get((route.name, method))
-        if asked is None:
-            made = plan(route.keying, origin, target, self.headers)
-            facts = directives_of(method, self.headers, route.rules)
-            asked = PlannedRequest(made.base[len(stem) :], made.forward, made.bypass, facts, made.keyed, made.unkeyed)
-            self.asked[route.name, method] = asked
-        base = stem + asked.suffix
-        return Plan(primary, base, asked.forward, asked.bypass, asked.keyed, asked.unkeyed), asked.facts
+    def plans(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
+        """Of a request with this block, what does not depend on its target; kept in `planned`."""
+        made = PlannedFields.of(route.keying, self.headers), directives_of(method, self.headers, route.rules)
+        self.planned[route.name, method] = made
+        return made
 
 
 def _is_unseen(name: str) -> bool:
@@ -156,13 +138,6 @@ class KnownRoute:
         self.ready: dict[str, PreparedResponse] = {}
         self.endings: dict[Result, Endings] = {}
         self.heads = HitHeads()
-
-
-class Expected(msgspec.Struct, frozen=True, gc=False):
-    """A request line that was answered once: of what its `KnownTarget` is made if it comes again."""
-
-    recall: Recall
-    target: Target | None
 
 
 class KnownTarget:

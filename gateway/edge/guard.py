@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -79,9 +78,9 @@ class ConnectionGuard:
         """Whether each answer shall be the last on its connection: another process answers from then on."""
         self._metrics = metrics
         self._connections: set[GuardedConnection] = set()
-        self._by_client: Counter[str] = Counter()
+        self._by_client: dict[str, int] = {}
         self._requests = 0
-        self._requests_by_client: Counter[str] = Counter()
+        self._requests_by_client: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -113,7 +112,7 @@ class ConnectionGuard:
         """Register a new connection from `client` (empty: a unix socket). Raises RequestRefused if it is one too many;
         it is still tracked."""
         self._connections.add(connection)
-        self._by_client[client] += 1
+        own = self._by_client[client] = self._by_client.get(client, 0) + 1
         if self._timer is None:
             self._timer = loop.call_later(SWEEP, self._sweep, loop)
         sock = transport.get_extra_info("socket") if transport is not None else None
@@ -123,7 +122,7 @@ class ConnectionGuard:
                 loop.call_soon(transport.close)
             raise RequestRefused("Too many open files.", 503, "files")
         over = len(self._connections) > self._bounds.connections
-        if over or (self._by_client[client] > self._bounds.connections_per_client and self._is_counted(client)):
+        if over or (own > self._bounds.connections_per_client and self._is_counted(client)):
             raise RequestRefused("Too many connections.", 503, "connections")
 
     def leave(self, connection: GuardedConnection, client: str) -> None:
@@ -138,7 +137,7 @@ class ConnectionGuard:
     def admit(self, client: str) -> None:
         """Register a request for the app. Raises RequestRefused if it is one too many."""
         bounds = self._bounds
-        own = self._requests_by_client[client]
+        own = self._requests_by_client.get(client, 0)
         if self._requests >= bounds.requests or (own >= bounds.requests_per_client and self._is_counted(client)):
             raise RequestRefused("Too many concurrent requests.", 503, "requests")
         self._requests += 1
@@ -218,13 +217,11 @@ def _limits(config: Config | None, limits: LimitsConfig) -> Limits:
     return Limits(limits.request_line, limits.request_head, limits.request_headers, body)
 
 
-def _uncount(counter: Counter[str], name: str) -> None:
+def _uncount(counts: dict[str, int], name: str) -> None:
     """One less; a name of none is forgotten, so that the table does not grow with every address ever seen."""
-    left = counter[name] - 1
+    left = counts.pop(name, 0) - 1
     if left > 0:
-        counter[name] = left
-    else:
-        del counter[name]
+        counts[name] = left
 
 
 def _refusal_head(refused: RequestRefused, request_id: str, length: int) -> bytes:

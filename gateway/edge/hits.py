@@ -25,7 +25,6 @@ from gateway.edge.credentials import Credentials
 from gateway.edge.entries import (
     SHAPES,
     Endings,
-    Expected,
     HeaderBlock,
     KnownRoute,
     KnownTarget,
@@ -121,8 +120,8 @@ class Edge:
         self.known_contents: dict[bytes, KnownTarget] = {}
         """Those of reads with content, by line and content."""
         self._content_bytes = 0
-        self._expected: dict[bytes, Expected] = {}
-        self._expected_before: dict[bytes, Expected] = {}
+        self._expected: dict[bytes, Recall] = {}
+        self._expected_before: dict[bytes, Recall] = {}
         """Those of which there may be a second request; an older half goes at once, which costs less than each by
         itself."""
         self.app_targets: dict[bytes, Target] = {}
@@ -135,14 +134,14 @@ class Edge:
         self._joins.forget()
         self.memos.forget()
 
-    def expect(self, line: bytes, recall: Recall, target: Target | None) -> None:
+    def expect(self, line: bytes, recall: Recall) -> None:
         """Take note that a pass-through answers this request line so. What is prepared for a line is made when it comes
         again (`known`): most lines that miss never do."""
         if len(line) > REMEMBERED or line in self.known_targets or not may_be_repeated(line):
             return
         if len(self._expected) * 2 >= self._most:
             self._expected_before, self._expected = self._expected, {}
-        self._expected[line] = Expected(recall, target)
+        self._expected[line] = recall
 
     def known(self, line: bytes) -> KnownTarget | None:
         """What is prepared for a request line, if it was answered before."""
@@ -152,7 +151,7 @@ class Edge:
         expected = self._expected.pop(line, None) or self._expected_before.pop(line, None)
         if expected is None:
             return None
-        self.learn(line, expected.recall.recall(), expected.target)
+        self.learn(line, expected.recall(), expected.target)
         return self.known_targets.get(line)
 
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:
@@ -256,7 +255,7 @@ class Edge:
         ready = None if stored is None else self._ready(known_target, block, stored)
         if stored is None or ready is None or (now >= ready.fresh and not _serves_stale(known_target, ready, now)):
             return admit is None and self._joins.answer(transport, peer, known_target, block, request_id, began)
-        if self._purges.distrusted_since(now) is not None:
+        if now > self._purges.trusted_until:
             return False
         kind = known_target.head + 2 * (now >= ready.fresh)
         shape = self._shape(known_target, block, ready, stored, kind, now)

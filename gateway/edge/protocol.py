@@ -32,7 +32,7 @@ from gateway.errors import RequestRefused
 from gateway.http.headers import Headers
 from gateway.http.request_parser import Line, Request, read_line, read_request
 from gateway.http.target import Target
-from gateway.policy.keys import Plan
+from gateway.policy.keys import PlannedFields
 from gateway.policy.rules import RequestDirectives
 from gateway.routing.fast_path import FastPath
 from gateway.routing.handler_settings import STATE
@@ -442,8 +442,12 @@ class StoredResponse:
         self._repeat = repeat
         self._line, self._request_id, self._began = line, request_id, began
 
-    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]:
-        return self._repeat.block.plan(route, method, origin, target)
+    @property
+    def planned(self) -> Mapping[tuple[str, str], tuple[PlannedFields, RequestDirectives]]:
+        return self._repeat.block.planned
+
+    def plans(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
+        return self._repeat.block.plans(route, method)
 
     def is_written(self, scope: Scope, base: str, target: str) -> bool:
         """Write the stored response with this base key for this target; False if the app must."""

@@ -138,7 +138,7 @@ class Memos:
         ready, stored = memo.ready, memo.node.value
         if memo.shape.volatile or now >= ready.fresh or stored is None:
             return False
-        if self._purges.distrusted_since(now) is not None:
+        if now > self._purges.trusted_until:
             return False
         memo.shape.render(stored, ready, memo.known_target.known.route.rules, now, self._purges.trusted_until)
         return True

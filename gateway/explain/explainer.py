@@ -362,7 +362,7 @@ class Explainer:
         exchange = RequestContext("", 0.0, "GET", "", "http", headers=request.headers, principal=request.principal)
         ask = source.ask(Wanting.of(exchange, PLAIN, asked.values, 0.0), target, tags)
         lookup = LookupRequest(
-            request.method, ask.headers, source.route.name, source.route, ask.plan, ask.facts, ask.tags
+            request.method, ask.headers, source.route.name, source.route, ask.plan, ask.facts, ask.wanted.tags
         )
         stores = Stores(self.engine)
         found = await stores.found(lookup)

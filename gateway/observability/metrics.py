@@ -96,7 +96,8 @@ class Metrics:
         self.registry.register(collector)
 
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
-        self.tally(route, outcome.result, status).add(seconds)
+        tally = self._tallies.get((route, outcome.result, status // 100)) or self.tally(route, outcome.result, status)
+        tally.add(seconds)
 
     def tally(self, route: str, result: Result, status: int) -> Tally:
         """The tally of requests with this outcome, for callers that keep it."""

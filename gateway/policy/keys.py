@@ -139,6 +139,33 @@ class Plan(msgspec.Struct, frozen=True):
     unkeyed: tuple[str, ...] = ()
 
 
+NO_PLAN = Plan("", "", ())
+
+
+class PlannedFields(msgspec.Struct, frozen=True):
+    """What the fields of a request determine of its plan on a route, whatever its target: `suffix` is what they add to
+    the stem of its base key."""
+
+    suffix: str
+    forward: tuple[tuple[bytes, bytes], ...]
+    bypass: str | None
+    keyed: tuple[str, ...]
+    unkeyed: tuple[str, ...]
+    identity_key: IdentityKey
+
+    @classmethod
+    def of(cls, keying: Keying, headers: Headers) -> PlannedFields:
+        """Those of a request without content."""
+        made, stem = plan(keying, "", "", headers), stem_of("", "", keying.identity_key)
+        return cls(made.base[len(stem) :], made.forward, made.bypass, made.keyed, made.unkeyed, keying.identity_key)
+
+    def plan(self, origin: str, target: str) -> Plan:
+        """The plan for a read of `target`, as from `plan`."""
+        primary, stem = primary_and_stem(origin, target, self.identity_key)
+        base = stem + self.suffix if self.bypass is None else primary
+        return Plan(primary, base, self.forward, self.bypass, self.keyed, self.unkeyed)
+
+
 def holds_identity(keyed: tuple[str, ...], unkeyed: tuple[str, ...], vary: tuple[str, ...]) -> bool:
     """Whether a response that varies on the fields `vary` is stored for its user only: the request identifies the
     client, and all of its identifying fields select the response. `keyed` and `unkeyed` are those of a Plan."""

@@ -322,7 +322,7 @@ class _Call:
         target, origin, solved = self.reading.target, self.settings.origin_name, not self._is_for_the_edge()
         shown = not solved or (self.settings.key is None and self.settings.edge is None)
         if shown and WHO_KEY not in self.request.scope:
-            exchange.recall = FastPath(ask.route, origin, target, ask.tags, _without_tags, None, solved=solved)
+            exchange.recall = FastPath(ask.route, origin, target, ask.wanted.tags, _without_tags, None, solved=solved)
         return engine.at_hand(ask) or await engine.answer(ask)
 
     def _is_for_the_edge(self) -> bool:
@@ -362,8 +362,8 @@ class _Call:
             exchange=exchange,
             origin=_HandlerOrigin(self),
             past=self.fetched,
+            wanted=structs.replace(route.selection, plan=plan, headers=headers, tags=self._tags(runtime, exchange)),
             refresh=lambda: ReplayOrigin(runtime, exchange, settings, plan),
-            tags=self._tags(runtime, exchange),
         )
 
     def _tags(self, runtime: Runtime, exchange: RequestContext) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -13,14 +13,19 @@ from gateway.context import RequestContext
 from gateway.http.target import Target
 from gateway.identity.admission import Admission
 from gateway.identity.principal import Principal
-from gateway.policy.keys import Plan
+from gateway.policy.keys import PlannedFields
 from gateway.policy.rules import RequestDirectives
 
 
 class PlanCache(Protocol):
     """A parsed header block, by which its requests are planned."""
 
-    def plan(self, route: Route, method: str, origin: str, target: str) -> tuple[Plan, RequestDirectives]: ...
+    @property
+    def planned(self) -> Mapping[tuple[str, str], tuple[PlannedFields, RequestDirectives]]:
+        """What is known of its requests, by the name of the route and the method."""
+
+    def plans(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
+        """The same, not known before."""
 
 
 Admit = Callable[[Principal | None, str, float], bool]
@@ -61,7 +66,10 @@ class FastPath(msgspec.Struct, frozen=True, gc=False):
 
 
 class Recall(Protocol):
-    """Makes what the edge remembers of a request line, if it comes again."""
+    """Makes what the edge remembers of a request line, if it comes again. `target` is the line's."""
+
+    @property
+    def target(self) -> Target | None: ...
 
     def recall(self) -> FastPath: ...
 
@@ -69,6 +77,6 @@ class Recall(Protocol):
 class Learning(Protocol):
     """The part of the edge's state that routes write: how the next requests of a line are answered."""
 
-    def expect(self, line: bytes, recall: Recall, target: Target | None) -> None: ...
+    def expect(self, line: bytes, recall: Recall) -> None: ...
 
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None: ...

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+from msgspec import structs
 
 from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Route
@@ -107,15 +108,17 @@ class FunctionCache:
         call = FunctionCall(name, settings.deadline, settings, coder, function)
         primary = primary_key(settings.origin_name, key)
         max_body = runtime.max_body if settings.max_body is None else settings.max_body
+        route = Route(name, settings.rules, Keying(vary=()), max_body, local=True)
+        plan = Plan(primary, f"{primary}\n:call", ())
         request = CacheRequest(
-            route=Route(name, settings.rules, Keying(vary=()), max_body, local=True),
-            plan=Plan(primary, f"{primary}\n:call", ()),
+            route=route,
+            plan=plan,
             facts=PLAIN,
             headers=[],
             exchange=RequestContext("", time.perf_counter(), "GET", "", "http"),
             origin=call,
             past=call.fetched,
-            tags=tags,
+            wanted=structs.replace(route.selection, plan=plan, tags=tags),
         )
         try:
             answer = self._engine.at_hand(request) or await self._engine.answer(request)

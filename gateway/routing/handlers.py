@@ -68,7 +68,7 @@ def _nothing(path: str) -> None:
     return None
 
 
-class DeclaredRequest(CacheRequest, frozen=True, dict=True, kw_only=True):
+class DeclaredRequest(CacheRequest, frozen=True, kw_only=True):
     """A request of a declared route; `parameters` are the encoded values in its path."""
 
     asked: Asked
@@ -165,11 +165,12 @@ class Handlers:
             return self.later(ask).recall()
         origin = structs.replace(ask.origin, interim=None)
         line = content.line(ask.route.keying.identity_key)
-        return self.recalled(_Again(self, ask.asked, ask.parameters, origin), line, ask.exchange.method)
+        again = _Again(self, ask.asked, ask.parameters, origin, ask.exchange.target)
+        return self.recalled(again, line, ask.exchange.method)
 
     def later(self, ask: DeclaredRequest) -> Recall:
         """What makes the same for a request without content."""
-        return _Again(self, ask.asked, ask.parameters, None)
+        return _Again(self, ask.asked, ask.parameters, None, ask.exchange.target)
 
     def recalled(self, again: _Again, content: str = "", method: str = "") -> FastPath:
         """The edge's data for requests as `again` makes them."""
@@ -178,7 +179,7 @@ class Handlers:
             route=asked.route.engine_route,
             origin=asked.route.upstream.name,
             target=asked.target,
-            tags=self._tags(asked.route, again.parameters),
+            tags=self._tags(asked.route, again.parameters) if asked.route.config.tags else (),
             public=_Public(self, asked),
             ask=again,
             content=content,
@@ -189,8 +190,6 @@ class Handlers:
         )
 
     def _tags(self, route: Declared, parameters: dict[str, str], principal: Principal | None = None) -> tuple[str, ...]:
-        if not route.config.tags:
-            return ()
         decoded = {name: unquote(value) for name, value in parameters.items()}
         return route.tags(decoded, principal)
 
@@ -212,7 +211,8 @@ class Handlers:
         if content is not None:
             headers = without(headers, b"range", b"if-range")  # a range is one of a GET (RFC 9110 §14.2)
         if block is not None and "x-request-id" not in (keying.vary or ()):
-            planned, facts = block.plan(route.engine_route, exchange.method, route.upstream.name, origin.target)
+            known = block.planned.get((route.name, exchange.method)) or block.plans(route.engine_route, exchange.method)
+            planned, facts = known[0].plan(route.upstream.name, origin.target), known[1]
         else:
             with_body = body is not None and content is None
             planned = plan(keying, route.upstream.name, origin.target, headers, has_body=with_body, content=content)
@@ -223,6 +223,7 @@ class Handlers:
             whole = route.whole_target(parameters, exchange.target.query)
             return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
 
+        tags = self._tags(route, parameters, exchange.principal) if route.config.tags else ()
         return DeclaredRequest(
             asked=asked,
             parameters=parameters,
@@ -233,7 +234,7 @@ class Handlers:
             exchange=exchange,
             origin=origin,
             past=past,
-            tags=self._tags(route, parameters, exchange.principal),
+            wanted=structs.replace(route.engine_route.selection, plan=planned, headers=headers, tags=tags),
             stays=stays,
         )
 
@@ -401,7 +402,8 @@ class Handlers:
             return fetched
 
         facts = directives_of("GET", headers, engine_route.rules)
-        return CacheRequest(engine_route, asked, facts, headers, exchange, origin, past)
+        wanted = structs.replace(engine_route.selection, plan=asked, headers=headers)
+        return CacheRequest(engine_route, asked, facts, headers, exchange, origin, past, wanted)
 
     def _invalidated(self, route: Declared, exchange: RequestContext, target: str, fetched: Fetched) -> list[str]:
         """The primary keys that a successful unsafe request invalidates: its target's, and those of `Location` and
@@ -486,6 +488,7 @@ class _Again(msgspec.Struct, frozen=True, gc=False):
     parameters: dict[str, str]
     origin: UpstreamOrigin | None
     """That of a read whose content is in its key; None for others, whose origin is made again."""
+    target: Target | None
 
     def recall(self) -> FastPath:
         return self.handlers.recalled(self)

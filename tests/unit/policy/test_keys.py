@@ -17,6 +17,7 @@ from gateway.policy.keys import (
     LONGEST_SHORT,
     Keying,
     Plan,
+    PlannedFields,
     digest,
     holds_identity,
     is_identity,
@@ -480,6 +481,15 @@ def test_what_follows_its_upstream_never_shares_an_entry_with_what_has_a_duratio
 def test_the_primary_key_and_the_stem_are_those_that_each_gives_alone(target: str) -> None:
     secret = IdentityKey(b"k" * 32)
     assert primary_and_stem("up", target, secret) == (primary_key("up", target), stem_of("up", target, secret))
+
+
+@properties
+@given(TIMED_KEYINGS | ORIGIN_KEYINGS, HEADERS, st.sampled_from(["", "secret"]), st.text("/a?&=;token", max_size=20))
+def test_a_plan_of_fields_that_were_planned_is_the_one_that_is_made(
+    keying: Keying, headers: Headers, sent: str, target: str
+) -> None:
+    keying = replace(keying, sent=sent, host=bool(sent), identity_key=IdentityKey(b"k" * 32))
+    assert PlannedFields.of(keying, headers).plan("up", target) == plan(keying, "up", target, headers)
 
 
 # --- partitions of credentials -----------------------------------------------------------------------------
