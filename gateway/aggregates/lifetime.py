@@ -109,6 +109,7 @@ def joining(
             lifetime=whole.age + remaining,
             names=whole.names,
             vary=fields,
+            personal=whole.personal,
         )
     return Joining(_cache_control(whole, whole.age + remaining, complete=complete), whole.age, fields, made)
 

@@ -21,6 +21,7 @@ from gateway.http.headers import has, http_date, without
 from gateway.http.ranges import PartialBody, combine, is_whole, rest_of
 from gateway.policy import storability, validation
 from gateway.policy.entry import DerivedFrom, Entry, Life
+from gateway.policy.keys import holds_identity
 from gateway.policy.storability import Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import variant_key
 from gateway.upstreams.response import Fetched, WholeBody
@@ -44,10 +45,8 @@ class EntryWriter:
         received: ReceivedResponse,
         verdict: Admit,
         body: bytes,
-        made: DerivedFrom | None = None,
     ) -> Landed:
         stored = self._stored(request, received, verdict, body)
-        stored = stored if made is None else _taking_over(stored, made)
         before = self._tiers.at_hand(request.wanted)
         if before is not None:
             self._compared(request, before, received, changed=before.body != stored.body)
@@ -117,15 +116,41 @@ class EntryWriter:
         request.exchange.changed = changed
         self._traffic.fetched(request.route.name, received.sent - before.started, changed=changed)
 
+    def derived(
+        self, request: CacheRequest, fetched: Fetched, received: ReceivedResponse, made: DerivedFrom
+    ) -> Landed | NotShareable:
+        """Keep a response that a fetch derived from stored ones, which have decided all but whom it is for."""
+        plan, body = request.plan, fetched.body
+        if request.route.rules.off:
+            return NotShareable(fetched, "off")
+        if made.personal and not holds_identity(plan.keyed, plan.unkeyed, made.vary):
+            return NotShareable(fetched, "private")
+        if not isinstance(body, WholeBody) or len(body.content) > request.route.max_body:
+            return NotShareable(fetched, "too-large")
+        stored = self._derived(request, fetched, made, body.content, received.sent, received.arrived)
+        before = self._tiers.at_hand(request.wanted)
+        if before is not None:
+            self._compared(request, before, received, changed=before.body != stored.body)
+        return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))
+
     def made(self, request: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes) -> Entry:
         """Keep a response just derived from memory."""
         now = self._clock.now()
+        stored = self._derived(request, fetched, made, body, now, now)
+        self._tiers.keep(stored, request.wanted)
+        return stored
+
+    @staticmethod
+    def _derived(
+        request: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes, began: float, now: float
+    ) -> Entry:
+        plan, vary, identity_key = request.plan, made.vary, request.route.keying.identity_key
         headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
-        stored = Entry(
-            key=variant_key(request.plan.base, made.vary, request.headers, request.route.keying.identity_key),
-            primary=request.plan.primary,
+        return Entry(
+            key=variant_key(plan.base, vary, request.headers, identity_key) if vary else plan.base,
+            primary=plan.primary,
             born=now,
-            started=made.started or now,
+            started=made.started or began,
             initial_age=made.age,
             status=fetched.status,
             headers=headers,
@@ -133,12 +158,10 @@ class EntryWriter:
             life=Life(lifetime=made.lifetime),
             tags=request.wanted.tags,
             stamp=made.stamp,
-            vary=made.vary,
+            vary=vary,
             route=request.route.name,
             names=made.names,
         )
-        self._tiers.keep(stored, request.wanted)
-        return stored
 
     async def freshen_by_head(self, request: CacheRequest, received: ReceivedResponse) -> None:
         """Apply a HEAD response to the stored GET: it is refreshed, or invalidated (RFC 9111 §4.3.5)."""
@@ -217,18 +240,6 @@ class EntryWriter:
         if isinstance(verdict, Refuse):
             return NotShareable(Fetched(200, received.headers, WholeBody(piece.body)), verdict.reason)
         return self.admitted(request, received, verdict, piece.body)
-
-
-def _taking_over(stored: Entry, made: DerivedFrom) -> Entry:
-    """A derived response, with what it inherits from its sources."""
-    return structs.replace(
-        stored,
-        started=made.started or stored.started,
-        stamp=made.stamp,
-        initial_age=made.age,
-        life=Life(lifetime=made.lifetime),
-        names=made.names,
-    )
 
 
 def _age_of(received: ReceivedResponse) -> list[tuple[bytes, bytes]]:

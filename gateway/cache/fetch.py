@@ -206,6 +206,9 @@ class Fetcher:
         unshared = None if fetched.reads is None else _unshared(request, fetched.reads)
         if unshared is not None:
             return self._unstorable(request, NotShareable(fetched, unshared), deadline)
+        if fetched.made is not None:
+            landing = self._storing.derived(request, fetched, received, fetched.made)
+            return self._unstorable(request, landing, deadline) if isinstance(landing, NotShareable) else landing
         verdict = storability.admit(received, request.facts, request.route.rules, request.plan)
         if fetched.reads is not None and isinstance(verdict, Admit):
             verdict = _varying(verdict, fetched, fetched.reads)
@@ -223,7 +226,7 @@ class Fetcher:
             return self._unstorable(request, NotShareable(fetched, verdict.reason), deadline)
         if not (fetched.framed or fetched.ends_surely or (fetched.shows_cut and not request.route.follows_origin)):
             return self._unstorable(request, NotShareable(fetched, "end-in-doubt"), deadline)
-        if request.route.made and fetched.made is None:
+        if request.route.made:
             return self._unstorable(request, NotShareable(fetched, "parts"), deadline)
         body: bytes | None
         if isinstance(fetched.body, WholeBody) and len(fetched.body.content) <= request.route.max_body:
@@ -232,7 +235,7 @@ class Fetcher:
             reason = self._not_whole_just_now(request)
             if reason is not None:  # each concurrent request would buffer up to the limit for nothing
                 return self._unstorable(request, NotShareable(fetched, reason), deadline)
-            if flight is not None and not request.route.made:
+            if flight is not None:
                 flight.promise(partial(self._storing.preview, request, received, verdict))
             body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, deadline))
         if body is None:
@@ -247,7 +250,7 @@ class Fetcher:
         if unshared is not None:
             whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
             return self._unstorable(request, NotShareable(whole, unshared), deadline)
-        return self._storing.admitted(request, received, verdict, body, fetched.made)
+        return self._storing.admitted(request, received, verdict, body)
 
     def _not_whole_just_now(self, request: CacheRequest) -> str | None:
         """Why the last response for the same flights could not be stored, if it was too large, or did not end."""

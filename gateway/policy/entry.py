@@ -93,7 +93,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True
 class DerivedFrom(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What a derived response inherits from stored responses: their least stamp, the earliest start of their fetches
     (seconds since 1970), the greatest age, its own lifetime counted from that age, their names, and the fields that
-    select it."""
+    select it. `personal`: one of them is stored for its user alone."""
 
     stamp: str
     started: float
@@ -101,6 +101,7 @@ class DerivedFrom(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     lifetime: float
     names: tuple[str, ...]
     vary: tuple[str, ...] = ()
+    personal: bool = False
 
 
 MOST_HEAD = 1024 * 1024

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.aggregates.lifetime import PartLife, joining, together, whole_headers
+from gateway.cache.flight import Landed
+from gateway.cache.request import CacheRequest
+from gateway.context import RequestContext
+from gateway.policy.keys import Plan
+from gateway.policy.rules import PLAIN
+from gateway.policy.storability import Admit, ReceivedResponse, admit
 from gateway.testing import TurnedClock, running
+from gateway.upstreams.response import Fetched, WholeBody
 from tests.support.shop import TWO, Shop, home, part, said, two
 
 
@@ -68,3 +82,45 @@ async def test_an_answer_for_which_nobody_was_asked_lives_for_a_minute(clock: Tu
     async with running(home(Shop(), parts, clock)) as client:
         response = await client.get("/home/7")
     assert (response.json(), response.headers["cache-control"]) == ({"version": 1}, "max-age=60")
+
+
+LIVES = st.builds(
+    PartLife,
+    age=st.floats(0, 100),
+    remaining=st.floats(-1, 100),
+    personal=st.booleans(),
+    stamps=st.just(("",)),
+    started=st.just(5.0),
+    names=st.sampled_from([(), ("r:a",)]),
+    vary=st.sampled_from([(), ("accept",), ("accept", "x-b")]),
+)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Any:
+    app = home(Shop(), TWO, TurnedClock())
+    return app.engine, app.aggregates[0].route
+
+
+@given(lives=st.lists(LIVES, min_size=1, max_size=3), keyed=st.sampled_from([(), ("authorization",)]))
+def test_a_derived_response_is_stored_as_its_fields_say(
+    whole: Any, lives: list[PartLife], keyed: tuple[str, ...]
+) -> None:
+    engine, route = whole
+    life = joining(together(lives), complete=True, stamp="", longest=60.0)
+    if life.made is None:
+        return
+    body = b"{}"
+    fetched = Fetched(200, whole_headers(body, life, "a=hit", complete=True), WholeBody(body), life.made)
+    received = ReceivedResponse(200, fetched.headers, 10.0, 11.0)
+    plan = Plan("+home\n/", "+home\n/", (), keyed=keyed)
+    nothing: Any = None
+    request = CacheRequest(route, plan, PLAIN, (), RequestContext("", 0.0, "GET", "", ""), nothing, nothing)
+    landing = engine._storing.derived(request, fetched, received, life.made)
+    verdict = admit(received, PLAIN, route.rules, plan)
+    assert isinstance(landing, Landed) == isinstance(verdict, Admit)
+    if isinstance(landing, Landed) and isinstance(verdict, Admit):
+        stored = landing.stored
+        assert stored.headers == (*verdict.headers, (b"date", b"Thu, 01 Jan 1970 00:00:11 GMT"))
+        assert (stored.vary, stored.born, stored.started) == (verdict.vary, 11.0, 5.0)
+        assert int(stored.life.lifetime or 0) == verdict.life.lifetime
