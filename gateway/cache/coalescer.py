@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 from msgspec import structs
 
@@ -20,7 +20,6 @@ from gateway.cache.flight import Failed, Flight, Landed, Landing, NotShareable
 from gateway.cache.leases import (
     DOUBTED,
     FAILED,
-    NO_LEASE,
     STORED,
     STORED_LIFE,
     UNCACHEABLE,
@@ -116,19 +115,9 @@ class Coalescer:
         flight = self.flights[key] = Flight(key, stamp, self._clock.now(), self.launched)
         return flight
 
-    async def lead(self, key: str, ask: CacheRequest, stale: Entry | None) -> Landing:
-        """Fetch for all waiting requests, in the task of the first one, which continues to the landing even if its
-        client disconnects (`Exchange.leading`)."""
-        flight = self._new_flight(key)
-        ask.exchange.leading = True
-        try:
-            landing, lease = await self._landed(flight, ask, ask.origin, stale)
-        finally:
-            ask.exchange.leading = False
-        held = lease is not None and lease.standing is Standing.HELD
-        if held or (isinstance(landing, Landed) and landing.kept and self._tiers.shared.available):
-            self._background.begin(partial(self._after, flight, landing, lease))
-        return landing
+    def lead(self, key: str, ask: CacheRequest, stale: Entry | None) -> Coroutine[Any, Any, Landing]:
+        """Fetch for all waiting requests, in the task of the first one."""
+        return self._landed(self._new_flight(key), ask, ask.origin, stale, spawns=True)
 
     async def _fly(
         self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
@@ -137,24 +126,26 @@ class Coalescer:
 
         In the background (`behind`) it takes the lease, or does nothing.
         """
-        landing, lease = await self._landed(flight, ask, origin, stale, behind=behind)
-        await self._after(flight, landing, lease)
+        await self._after(flight, await self._landed(flight, ask, origin, stale, behind=behind))
 
     async def _landed(
-        self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
-    ) -> tuple[Landing, Lease | None]:
-        """The result of the flight, which all waiting requests have received; and its lease."""
+        self,
+        flight: Flight,
+        ask: CacheRequest,
+        origin: Origin,
+        stale: Entry | None,
+        *,
+        behind: bool = False,
+        spawns: bool = False,
+    ) -> Landing:
+        """The result of the flight, which all waiting requests have received. `spawns`: what is left to do after it is
+        done in the background."""
         landing: Landing | None = None
-        lease: Lease | None = None
         try:
             if not self._tiers.shared.available:  # no other process can want the key
                 landing = await self._fetching.land(ask, origin, stale, flight=flight)
-                return landing, None
-            lease = await self._leases.take(flight.key, origin.deadline)
-            if behind and stale is not None and not lease.standing.lets_fetch:
-                landing = Landed(stale, stale.status, kept=False)
             else:
-                landing, lease = await self._land_alone(flight, ask, origin, stale, lease)
+                landing = await self._land_leased(flight, ask, origin, stale, behind=behind)
         except Exception as error:
             # The waiting requests get the error and raise it: a handler's error is theirs.
             landing = Failed(500, error=error)
@@ -162,14 +153,17 @@ class Coalescer:
             self._forget(flight)
             if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
                 await flight.land(landing if landing is not None else _stopping(origin))
-        return landing, lease
+        stored = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
+        if spawns and (stored or flight.lease.standing is Standing.HELD):
+            self._background.begin(partial(self._after, flight, landing))
+        return landing
 
-    def _after(self, flight: Flight, landing: Landing, lease: Lease | None) -> Awaitable[object]:
+    def _after(self, flight: Flight, landing: Landing) -> Awaitable[object]:
         """Store what landed in the shared tier, then give the lease back."""
         kept = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
         values = self._tiers.shared_values(landing.stored) if isinstance(landing, Landed) and kept else []
         mark, life = self._mark(flight, landing)
-        return self._leases.give_back(lease if lease is not None else NO_LEASE, mark, life, after=values)
+        return self._leases.give_back(flight.lease, mark, life, after=values)
 
     async def _make(self, flight: Flight, ask: CacheRequest, stale: Entry | None) -> None:
         """Derive a response locally for all waiting requests; no lease is needed."""
@@ -204,27 +198,31 @@ class Coalescer:
 
     # --- one fetch in the fleet ----------------------------------------------------------------------------
 
-    async def _land_alone(
-        self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, lease: Lease
-    ) -> tuple[Landing, Lease]:
-        """The result of the fleet's one fetch: ours if we have the lease, another's if we can wait for it. All of it,
+    async def _land_leased(
+        self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool
+    ) -> Landing:
+        """The result of the fleet's one fetch: ours if we get the lease, another's if we can wait for it. All of it,
         including the wait, is within the fetch's timeout."""
+        lease = flight.lease = await self._leases.take(flight.key, origin.deadline)
+        if behind and stale is not None and not lease.standing.lets_fetch:
+            return Landed(stale, stale.status, kept=False)
         deadline = time.monotonic() + origin.deadline
         found: Entry | None = None
         if lease.standing is Standing.BUSY:
             found, lease = await self._await_other(flight, ask, origin, lease)
+            flight.lease = lease
         if found is None and lease.standing is Standing.HELD and (lease.stored or _looked_long_ago(ask)):
             found = await self._fresh_in_shared(flight, ask)
         if found is not None:
-            return Landed(found, found.status, kept=False), lease
+            return Landed(found, found.status, kept=False)
         if lease.standing is Standing.UNCACHEABLE:
             self._fetching.mark_uncacheable(flight.key)
             flight.release()
         if lease.standing is Standing.FAILED and stale is not None and self._fetching.usable_on_error(ask, stale):
             self._fetching.rest(ask, own=True)
-            return Failed(503, error=UpstreamTimeout(origin.name, "it failed a moment ago")), lease
+            return Failed(503, error=UpstreamTimeout(origin.name, "it failed a moment ago"))
         within = deadline - time.monotonic()
-        return await self._fetching.land(ask, origin, stale, within=within, flight=flight), lease
+        return await self._fetching.land(ask, origin, stale, within=within, flight=flight)
 
     async def _fresh_in_shared(self, flight: Flight, ask: CacheRequest) -> Entry | None:
         """A response that another worker stored between our lookup and our lease, if it serves the flight."""

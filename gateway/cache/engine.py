@@ -299,10 +299,15 @@ class Engine:
         return await self._alone(request, stale, reason, None, ranged=self._fetching.may_send_range(request))
 
     async def _lead(self, key: str, request: CacheRequest, stale: Entry | None, reason: str) -> Answer:
-        """The response of this request's own flight, in its own task."""
-        began = time.perf_counter()
-        landing = await self._flying.lead(key, request, stale)
-        request.exchange.spent["upstream"] += time.perf_counter() - began
+        """The response of this request's own flight, in its own task, which continues to the landing even if its client
+        disconnects (`RequestContext.leading`)."""
+        began, exchange = time.perf_counter(), request.exchange
+        exchange.leading = True
+        try:
+            landing = await self._flying.lead(key, request, stale)
+        finally:
+            exchange.leading = False
+        exchange.spent["upstream"] += time.perf_counter() - began
         if request.facts.ranged and self._fetching.is_asked_again(request, landing):
             return await self._part_alone(request, landing, stale, reason)
         return self._answering.landed(request, landing, stale, reason, collapsed=False)

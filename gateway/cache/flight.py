@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from gateway.cache.leases import NO_LEASE, Lease
 from gateway.http.headers import Headers
 from gateway.policy.entry import Entry
 from gateway.policy.keys import short_key
@@ -72,6 +73,8 @@ class Flight(msgspec.Struct, eq=False):
     number: int = 0
     waiting: int = 0
     abandoned: bool = False
+    lease: Lease = NO_LEASE
+    """That of its key in the fleet."""
     _landed: Landing | None = None
     _promised: Preview | None = None
     _preview: Entry | None = None

@@ -411,16 +411,12 @@ class Pool:
         try:
             connection = self._kept(origin) or await self._connect(origin, connect)
         except BaseException:
-            self._leave()
+            self._free += 1
+            self._left.set()
             raise
         connection.origin = origin
         self._used.add(connection)
         return connection
-
-    def _leave(self) -> None:
-        self._free += 1
-        if self._free == 1:
-            self._left.set()
 
     def uses(self, connection: PlainConnection) -> bool:
         """Whether a request is under way on it, or about to be sent."""
@@ -452,19 +448,23 @@ class Pool:
         if connection not in self._used:
             return
         self._used.remove(connection)
-        self._leave()
+        self._free += 1
+        if self._free == 1:
+            self._left.set()
         if keeps and not after:
             self._keep(connection)
         elif keeps and len(self._watched) < self._limit:
             self._watched.add(connection)
-            asyncio.get_running_loop().call_later(after, self._keep, connection)
+            connection.loop.call_later(after, self._keep_silent, connection)
         elif keeps:
             connection.close()
 
+    def _keep_silent(self, connection: PlainConnection) -> None:
+        if connection in self._watched:  # and not lost meanwhile
+            self._watched.remove(connection)
+            self._keep(connection)
+
     def _keep(self, connection: PlainConnection) -> None:
-        self._watched.discard(connection)
-        if not connection.usable:
-            return
         connection.idle_since = connection.loop.time()
         self._idle.setdefault(connection.origin, []).append(connection)
         if self._sweeping is None:
