@@ -39,6 +39,9 @@ DIGESTS = (*CONTENT_DIGESTS, b"repr-digest", b"digest")
 """Fields that describe the bytes of a message or of the representation in its content coding (RFC 9530 §3, RFC
 3230)."""
 
+SOFTWARE = frozenset((b"server", b"x-powered-by", b"x-aspnet-version", b"x-aspnetmvc-version", b"x-generator"))
+"""Fields that name an upstream's software: they are removed, as they only help attackers."""
+
 # Fields that change what an upstream does without being in any cache key: known ways to poison a cache
 # (Kettle, "Practical Web Cache Poisoning", 2018), and those in which a proxy describes the client.
 UNKEYED_DANGERS = frozenset(

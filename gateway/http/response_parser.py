@@ -8,12 +8,14 @@ accepted: lines that end with a bare line feed (§2.2), folded lines (§5.2).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
 from msgspec import structs
 
 from gateway.errors import GatewayError
+from gateway.http.headers import SOFTWARE
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
 
 MOST_FIELDS = 256
@@ -42,8 +44,9 @@ class TooLarge(Malformed):
 class Head(msgspec.Struct, frozen=True):
     """A head. `length` is the body's in bytes; None if it is chunked, or ends with the connection.
 
-    Field names are in lower case. `keeps` is whether the connection may be reused; with `quiet` only after it was
-    silent for a while, because the head announced content that must not follow it.
+    Field names are in lower case; fields that name the upstream's software are left out. `keeps` is whether the
+    connection may be reused; with `quiet` only after it was silent for a while, because the head announced content that
+    must not follow it.
     """
 
     status: int
@@ -73,18 +76,21 @@ def read_head(data: bytes, *, bodiless: bool, most_fields: int = MOST_FIELDS) ->
     if len(lines) > most_fields:
         raise TooLarge(f"its head has {len(lines)} fields, more than max_response_fields ({most_fields})")
     if max(map(len, lines), default=0) <= _REMEMBERED:
-        fields = [*map(_field, lines)]
+        read: Iterable[tuple[bytes, bytes] | None] = map(_field, lines)
     else:
-        fields = [_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines]
+        read = (_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines)
+    fields = [*filter(None, read)]
     return _framed(int(match[2]), fields, old=match[1] == b"0", bodiless=bodiless)
 
 
-def _read_field(line: bytes) -> tuple[bytes, bytes]:
+def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
+    """A field; None if it is left out. Raises Malformed."""
     name, colon, value = line.removesuffix(b"\r").partition(b":")
     value = value.strip(b" \t")
     if not colon or not NAME.fullmatch(name) or BAD_IN_VALUE.search(value):
         raise Malformed("a malformed header")
-    return name.lower(), value
+    name = name.lower()
+    return None if name in SOFTWARE else (name, value)
 
 
 _field = lru_cache(maxsize=4096)(_read_field)  # most lines of a server are those that it sent before

@@ -28,7 +28,7 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
-from gateway.http.headers import DIGESTS, Headers, has, without
+from gateway.http.headers import DIGESTS, SOFTWARE, Headers, has, without
 from gateway.http.response_parser import WITHOUT_BODY
 from gateway.http.target import normalise
 from gateway.observability.trace_context import PASSED_ON, traced
@@ -41,7 +41,6 @@ from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Names
 from gateway.upstreams.request import ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload, client_of
 from gateway.upstreams.response import (
-    SOFTWARE,
     UNSOLICITED,
     Body,
     Fetched,
@@ -409,10 +408,11 @@ class Upstream:
         await response.stream.aclose()
         return response.status
 
-    def _checked(self, response: ReceivedHead, sent: Headers) -> list[tuple[bytes, bytes]]:
+    def _checked(self, response: ReceivedHead, sent: Headers) -> Headers:
         """A response's fields. Raises UpstreamError if it must not be used."""
-        fields = response.headers if response.judged else [(name.lower(), value) for name, value in response.headers]
-        headers = [pair for pair in fields if pair[0] not in SOFTWARE]
+        headers = response.headers
+        if not response.judged:
+            headers = [(name.lower(), value) for name, value in headers if name.lower() not in SOFTWARE]
         if not response.judged or response.status > 599:
             limits = self.config.max_response_headers, self.config.max_response_fields
             check_response(self.name, response.status, headers, *limits)

@@ -246,8 +246,9 @@ class PlainConnection(asyncio.Protocol):
 
     def _take_head(self, data: bytes) -> None:
         seen = len(self._buffer)
-        data = self._buffer + data if seen else data
-        if not seen and data[:1] in (b"\r", b"\n"):
+        if seen:
+            data = self._buffer + data
+        elif data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # some servers send an empty line behind a body
         at, start = 0, max(0, seen - 2)
         while True:

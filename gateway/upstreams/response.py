@@ -326,10 +326,6 @@ class Fetched(msgspec.Struct, frozen=True):
         return has(self.headers, b"content-length") or b"chunked" in codings
 
 
-SOFTWARE = frozenset((b"server", b"x-powered-by", b"x-aspnet-version", b"x-aspnetmvc-version", b"x-generator"))
-"""Fields that name an upstream's software: they are removed, as they only help attackers."""
-
-
 def check_response(
     name: str, status: int, headers: Sequence[tuple[bytes, bytes]], max_head: int, max_fields: int
 ) -> None:

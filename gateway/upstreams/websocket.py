@@ -30,7 +30,7 @@ from gateway.upstreams.failure_causes import cause_of
 from gateway.upstreams.hosts import LATE, Host
 from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.request import ORDINARY, Sending, request_head
-from gateway.upstreams.response import SOFTWARE, translated
+from gateway.upstreams.response import translated
 from gateway.upstreams.sockets import peer_of
 from gateway.upstreams.transport import Transport
 
@@ -340,11 +340,11 @@ def _check(name: str, fields: Headers, key: bytes, subprotocols: list[str], sock
     if chosen is not None and chosen not in subprotocols:
         raise UpstreamMalformed(name, "a WebSocket subprotocol that was not offered")
     socket.subprotocol = chosen
-    socket.headers = without(fields, *_OF_HANDSHAKE, *SOFTWARE)
+    socket.headers = without(fields, *_OF_HANDSHAKE)
 
 
 def _refused(head: Head, body: bytes | None) -> Refused:
-    fields = without(head.fields, *_OF_HANDSHAKE, *SOFTWARE, b"content-length", b"transfer-encoding")
+    fields = without(head.fields, *_OF_HANDSHAKE, b"content-length", b"transfer-encoding")
     if body is None:
         body, fields = b"", without(fields, b"content-encoding", b"content-type")
     return Refused(head.status, fields, body)

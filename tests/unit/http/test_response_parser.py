@@ -69,6 +69,12 @@ def test_a_205_with_content_is_read_as_it_is_framed_and_ends_its_connection(
     assert (read.length, read.keeps) == (length, keeps)
 
 
+@pytest.mark.parametrize("long", [b"x" * 10, b"x" * 300])
+def test_fields_that_name_the_upstreams_software_are_left_out(long: bytes) -> None:
+    read = read_head(head(b"Server: a/1", b"Date: x", b"X-Powered-By: b", b"X-Long: " + long), bodiless=False)
+    assert read.fields == [(b"date", b"x"), (b"x-long", long)]
+
+
 def test_an_interim_response_that_announces_content_is_refused() -> None:
     for line in (b"Content-Length: 5", b"Transfer-Encoding: chunked"):
         with pytest.raises(Malformed):
