@@ -143,7 +143,7 @@ class Coalescer:
         landing: Landing | None = None
         try:
             if not self._tiers.shared.available:  # no other process can want the key
-                landing = await self._fetching.land(ask, origin, stale, flight=flight)
+                landing = await self._fetching.land(ask, origin, stale, flight=flight, now=flight.began)
             else:
                 landing = await self._land_leased(flight, ask, origin, stale, behind=behind)
         except Exception as error:

@@ -104,15 +104,18 @@ class Fetcher:
         ranged: bool = False,
         within: float | None = None,
         flight: Flight | None = None,
+        now: float | None = None,
     ) -> Landing:
         """Fetch, and classify the response: to be stored, a failure, or for its client only.
 
         `within` (seconds) is the rest of its timeout. Requests that wait for `flight` get the response head as soon as
-        it arrives.
+        it arrives. `now` is the time, if the caller has just read the clock.
         """
         left = origin.deadline if within is None else min(within, origin.deadline)
         try:
-            landing = await self._fetch(request, origin, stale, method=method, ranged=ranged, left=left, flight=flight)
+            landing = await self._fetch(
+                request, origin, stale, method=method, ranged=ranged, left=left, flight=flight, now=now
+            )
             if (
                 isinstance(landing, Landed)
                 and request.route.follows_origin
@@ -139,6 +142,7 @@ class Fetcher:
         ranged: bool,
         left: float,
         flight: Flight | None,
+        now: float | None = None,
         complete: bool = True,
     ) -> Landing:
         if method == "HEAD" and not request.route.follows_origin:
@@ -149,7 +153,7 @@ class Fetcher:
         begun = None
         if request.route.follows_origin and method == "GET" and not ranged and stale is None and complete:
             begun, ranges = self._storing.to_complete(request)
-        sent, stamp = self._clock.now(), self._tiers.purges.epochs.stamp
+        sent, stamp = self._clock.now() if now is None else now, self._tiers.purges.epochs.stamp
         with Deadline(left) as deadline:
             forward = request.plan.forward
             fetched = await origin.fetch(method, (*forward, *conditions, *ranges) if conditions or ranges else forward)
