@@ -172,8 +172,8 @@ class RequestContext(msgspec.Struct):
     """Who closed that, and the code."""
     changed: bool | None = None
     """Whether a fetch returned content that differs from the stored response; None if there was none to compare."""
-    recall: object | None = None
-    """How a declared route served the request, for the edge to remember; a `hits.Recall`."""
+    recall: Any = None
+    """How a declared route served the request, for the edge to remember: a `FastPath`, or a `Recall` that makes it."""
     stored: Entry | None = None
     """The stored response that answered."""
     parts: tuple[PartState, ...] = ()

@@ -48,7 +48,7 @@ from gateway.policy.keys import Keying, Plan, is_identity, plan, primary_key
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.routing.admitting import let_in
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
-from gateway.routing.fast_path import FastPath, Learning, PlanCache
+from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.responses import AnswerResponse, Client
 from gateway.routing.upstream_request import public_constants
 from gateway.upstreams.client import Upstream
@@ -494,7 +494,3 @@ class DirectAggregate:
     async def answer(self, ask: CacheRequest) -> Answer:
         answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
         return whole_bytes(answer, head=ask.facts.head)
-
-    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
-        assert isinstance(ask.exchange.recall, Again)
-        edge.expect(line, ask.exchange.recall)

@@ -23,8 +23,7 @@ from gateway.context import RequestContext
 from gateway.edge.entries import HeaderBlock
 from gateway.http.target import Slashes, Target
 from gateway.routing.declared import Declared
-from gateway.routing.fast_path import Learning
-from gateway.routing.handlers import DeclaredRequest, Handlers
+from gateway.routing.handlers import AskedAgain, DeclaredRequest, Handlers
 from gateway.routing.references import Asked
 from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.request import Interim
@@ -53,13 +52,10 @@ class Direct(Protocol):
         parameters: dict[str, str] | None = None,
     ) -> CacheRequest:
         """`block` is the header block of `exchange`, where that is known; so are the `parameters` of a plain path.
-        Raises RequestRefused."""
+        `exchange` gets the `Recall` of its line. Raises RequestRefused."""
 
     async def answer(self, ask: CacheRequest) -> Answer:
         """The answer as clients may see it."""
-
-    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
-        """Tell the edge how the next requests of this line are answered."""
 
 
 Pattern = tuple[re.Pattern[str], Direct | None]
@@ -119,15 +115,12 @@ class DirectRoute:
         origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=told)
         if route.limits is not None:
             exchange.allowance = route.limits.allowance()
+        exchange.recall = AskedAgain(self.handlers, asked, parameters, exchange.target)
         return self.handlers.ask(exchange, asked, origin, parameters, None, block=block, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
         assert isinstance(ask, DeclaredRequest)
         return self.handlers.public(await self.handlers.engine.answer(ask), ask.asked)
-
-    def learn(self, edge: Learning, line: bytes, ask: CacheRequest) -> None:
-        assert isinstance(ask, DeclaredRequest)
-        edge.expect(line, self.handlers.later(ask))
 
 
 class DirectStream(DirectRoute):
@@ -149,12 +142,15 @@ class Patterns:
         self._of = 0
 
     def __call__(self) -> tuple[Pattern, ...]:
-        routes = self._routes()
-        if len(routes) != self._of:
-            self._of = len(routes)
-            self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
-            self._plain, self._groups = _one_of(self._made)
+        if len(self._routes()) != self._of:
+            self._make()
         return self._made
+
+    def _make(self) -> None:
+        routes = self._routes()
+        self._of = len(routes)
+        self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
+        self._plain, self._groups = _one_of(self._made)
 
     def direct(self, path: str) -> Direct | None:
         """The declared route that a decoded path leads to; None for another kind of route, and for none."""
@@ -164,9 +160,10 @@ class Patterns:
         """The declared route of a request line whose path is in its one form, the path, and the parameters in it; None
         for all other lines."""
         plain = _PLAIN_LINE.fullmatch(line)
-        self()
         if plain is None:
             return None
+        if len(self._routes()) != self._of:
+            self._make()
         path = plain[1].decode("ascii")
         match = self._plain.match(path)
         if match is None or match.lastindex is None:

@@ -305,7 +305,7 @@ class Edge:
     ) -> PreparedResponse | None:
         """The prepared response after purges: unchanged if they don't concern it, made again otherwise."""
         epochs = self._purges.epochs
-        if not epochs.untouched(stored.stamp):
+        if stored.stamp != epochs.untouched_stamp and not epochs.untouched(stored.stamp):
             names = (*known_target.names, *map(tag_name, stored.tags), *stored.names)
             state, softened = epochs.judge(stored.stamp, stored.started, names)
             if state is PurgeState.VOID:

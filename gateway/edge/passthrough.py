@@ -59,7 +59,7 @@ class Connection(Protocol):
     transport: asyncio.Transport
     tasks: set[asyncio.Task[None]]
 
-    def passed(self, pass_request: PassThroughRequest, ask: CacheRequest, *, close: bool) -> None:
+    def passed(self, pass_request: PassThroughRequest, *, close: bool) -> None:
         """The answer is written, whole."""
 
 
@@ -240,12 +240,12 @@ class PassThroughRequest(msgspec.Struct, eq=False):
             connection.transport.close()  # after any error, the connection is not used again
             raise
         finally:
-            self._ended(connection, status)
-        connection.passed(self, ask, close=self._close)
+            self._finish(connection)
+            if not self._left:
+                self._tell(status)
+        connection.passed(self, close=self._close)
 
-    def _ended(self, connection: Connection, status: int) -> None:
-        if not self._left:
-            self._tell(status)
+    def _finish(self, connection: Connection) -> None:
         assert self._task is not None
         connection.tasks.discard(self._task)
         self._task, underway = None, self._pass_through.underway

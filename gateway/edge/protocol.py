@@ -18,7 +18,7 @@ from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.cache.request import CacheRequest, Route
+from gateway.cache.request import Route
 from gateway.context import LOOKED_KEY, STORED_KEY, TARGET_KEY, WRITTEN_KEY, exchange_of
 from gateway.edge.client_connection import ClientConnection
 from gateway.edge.entries import HeaderBlock, KnownTarget
@@ -310,13 +310,14 @@ class GatewayProtocol(ClientConnection):
         self._asking = pass_request
         pass_request.begin(self, self.loop, close=close)
 
-    def passed(self, pass_request: PassThroughRequest, ask: CacheRequest, *, close: bool) -> None:
+    def passed(self, pass_request: PassThroughRequest, *, close: bool) -> None:
         """A pass-through has finished; its response is written."""
         self._asking = None
         self._release()
         self.server_state.total_requests += 1
-        if pass_request.exchange.stored is not None and self._edge is not None:
-            pass_request.direct.learn(self._edge, self._line, ask)
+        exchange = pass_request.exchange
+        if exchange.stored is not None and self._edge is not None:
+            self._edge.expect(self._line, exchange.recall)
         if close or self._last:
             self.transport.close()
         if not self.transport.is_closing():

@@ -41,7 +41,7 @@ from gateway.policy.rules import directives_of
 from gateway.policy.storability import TAG_FIELDS, passed_on
 from gateway.routing.admitting import is_preflight, let_in
 from gateway.routing.declared import Declared, announced, has_body, interim_of, local_path, purge_response, root_of
-from gateway.routing.fast_path import FastPath, PlanCache, Recall
+from gateway.routing.fast_path import FastPath, PlanCache
 from gateway.routing.location import REFERRING
 from gateway.routing.references import Asked, References
 from gateway.routing.responses import (
@@ -160,19 +160,13 @@ class Handlers:
     def recall(self, ask: DeclaredRequest) -> FastPath:
         """The edge's data for the next request of this line."""
         assert isinstance(ask.origin, UpstreamOrigin)
-        content = ask.origin.content
+        again, content = AskedAgain(self, ask.asked, ask.parameters, ask.exchange.target), ask.origin.content
         if content is None:
-            return self.later(ask).recall()
-        origin = structs.replace(ask.origin, interim=None)
-        line = content.line(ask.route.keying.identity_key)
-        again = _Again(self, ask.asked, ask.parameters, origin, ask.exchange.target)
-        return self.recalled(again, line, ask.exchange.method)
+            return again.recall()
+        again = structs.replace(again, origin=structs.replace(ask.origin, interim=None))
+        return self.recalled(again, content.line(ask.route.keying.identity_key), ask.exchange.method)
 
-    def later(self, ask: DeclaredRequest) -> Recall:
-        """What makes the same for a request without content."""
-        return _Again(self, ask.asked, ask.parameters, None, ask.exchange.target)
-
-    def recalled(self, again: _Again, content: str = "", method: str = "") -> FastPath:
+    def recalled(self, again: AskedAgain, content: str = "", method: str = "") -> FastPath:
         """The edge's data for requests as `again` makes them."""
         asked, limits = again.asked, again.asked.route.limits
         return FastPath(
@@ -480,15 +474,16 @@ class _Public(msgspec.Struct, frozen=True, gc=False):
         return self.handlers.public(answer, self.asked)
 
 
-class _Again(msgspec.Struct, frozen=True, gc=False):
+class AskedAgain(msgspec.Struct, frozen=True, gc=False):
     """`Handlers.ask` for another request with the same line, of which no interim response is passed on."""
 
     handlers: Handlers
     asked: Asked
     parameters: dict[str, str]
-    origin: UpstreamOrigin | None
-    """That of a read whose content is in its key; None for others, whose origin is made again."""
     target: Target | None
+    """The public one."""
+    origin: UpstreamOrigin | None = None
+    """That of a read whose content is in its key; None for others, whose origin is made again."""
 
     def recall(self) -> FastPath:
         return self.handlers.recalled(self)
