@@ -34,6 +34,7 @@ from gateway.policy.claim_tags import render_tags
 from gateway.policy.keys import Plan
 from gateway.policy.rules import RequestDirectives
 from gateway.policy.validation import fields_of_304, not_modified
+from gateway.routing.fast_path import BlockCache
 from gateway.upstreams.response import Fetched, WholeBody
 
 CONSTANT_LIFE = 60.0
@@ -92,10 +93,16 @@ class Aggregate:
         return any(source.route.follows_origin for source in self.kit.sources.values())
 
     def ask(
-        self, exchange: RequestContext, plan: Plan, facts: RequestDirectives, values: Values, shown: tuple[str, ...]
+        self,
+        exchange: RequestContext,
+        plan: Plan,
+        facts: RequestDirectives,
+        values: Values,
+        shown: tuple[str, ...],
+        block: BlockCache | None = None,
     ) -> CacheRequest:
-        """The request for the parts `shown`, as the engine takes it."""
-        origin, headers = _JoinOrigin(self, exchange, facts, values, shown), exchange.headers
+        """The request for the parts `shown`, as the engine takes it. `block` as in `Wanting.of`."""
+        origin, headers = _JoinOrigin(self, exchange, facts, values, shown, block), exchange.headers
         tags = self.tags(values, exchange.principal) if self.config.tags else ()
         wanted = structs.replace(self.route.selection, plan=plan, headers=headers, tags=tags)
         return CacheRequest(self.route, plan, facts, headers, exchange, origin, origin.past, wanted)
@@ -282,7 +289,9 @@ class _JoinOrigin:
         facts: RequestDirectives,
         values: Values,
         shown: tuple[str, ...],
+        block: BlockCache | None,
     ) -> None:
+        self._block = block
         self._aggregate = aggregate
         self._exchange = exchange
         self._facts = facts
@@ -303,7 +312,7 @@ class _JoinOrigin:
         until = asyncio.get_running_loop().time() + self._aggregate.deadline
         admission = self._aggregate.admission
         claims = () if admission is None else admission.per
-        wanting = Wanting.of(self._exchange, self._facts, self._values, until, claims)
+        wanting = Wanting.of(self._exchange, self._facts, self._values, until, claims, self._block)
         self._begun = Run(self._aggregate.kit, wanting, self._shown)
         return self._begun
 

@@ -40,6 +40,7 @@ from gateway.policy.keys import (
     PRINCIPAL,
     Keying,
     Plan,
+    PlannedFields,
     digest,
     field_line,
     key_hash,
@@ -51,6 +52,7 @@ from gateway.policy.keys import (
 )
 from gateway.policy.rules import PLAIN, RequestDirectives
 from gateway.routing.declared import Declared
+from gateway.routing.fast_path import BlockCache, PartFields
 from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.request import Patience
@@ -74,9 +76,8 @@ class Wanting:
     facts: RequestDirectives
     values: Values
     until: float
-    plans: dict[int, tuple[Plan, str]] = field(default_factory=dict)
-    """What this request's headers come to under a keying, by its id: the plan of no target, and what that adds to a
-    primary key."""
+    planned: dict[int, tuple[Keying, PlannedFields]]
+    """As in `PartFields`."""
     fields: dict[int, Headers] = field(default_factory=dict)
     """What parts see that depend on who sent the request, by the id of their Dependence."""
 
@@ -94,13 +95,11 @@ class Wanting:
     def plan(self, keying: Keying, origin: str, target: str, headers: Headers) -> Plan:
         """The plan of a target; `keys.plan` for it, worked out once for all parts of one keying. `headers` are what
         parts of that keying see."""
-        known = self.plans.get(id(keying))
+        known = self.planned.get(id(keying))
         if known is None:
-            empty = plan(keying, "", "", headers)
-            known = self.plans[id(keying)] = (empty, empty.base[len(empty.primary) :])
-        primary, stem = primary_and_stem(origin, target, keying.identity_key)
-        empty, suffix = known
-        return Plan(primary, stem + suffix, empty.forward, empty.bypass, empty.keyed, empty.unkeyed)
+            known = self.planned[id(keying)] = keying, PlannedFields.of(keying, headers)
+        of, (primary, stem) = known[1], primary_and_stem(origin, target, keying.identity_key)
+        return Plan(primary, stem + of.suffix, of.forward, of.bypass, of.keyed, of.unkeyed)
 
     @classmethod
     def of(
@@ -110,15 +109,24 @@ class Wanting:
         values: Values,
         until: float,
         claims: Sequence[str] = (),
+        block: BlockCache | None = None,
     ) -> Wanting:
-        """`claims` are those that the whole depends on."""
-        headers = [*without(exchange.headers, *NOT_FOR_PARTS, PRINCIPAL), IDENTITY]
-        plain = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
+        """`claims` are those that the whole depends on; `block` is the header block of a request without a principal,
+        if it was parsed before."""
+        seen = None if block is None else block.for_parts
+        if seen is None:
+            shown = exchange.headers if block is None else block.headers
+            seen = PartFields([*without(shown, *NOT_FOR_PARTS, PRINCIPAL), IDENTITY], {})
+        headers = seen.headers
+        if block is not None:
+            block.for_parts = seen
+            headers = [*headers, *exchange.headers[len(block.headers) :]]  # its request ID, which is in no key
+        special = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
         principal = exchange.principal
         if principal is not None and claims:
             values = replace(values, claims=principal.texts(claims))
-        kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if plain else PLAIN
-        return cls(exchange, headers, kept, values, until)
+        kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if special else PLAIN
+        return cls(exchange, headers, kept, values, until, seen.planned)
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,8 @@ class PartSource:
 
     def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> CacheRequest:
         """The request for a target, as the engine takes it."""
-        exchange = _exchange(wanting.exchange)
+        of, now = wanting.exchange, time.perf_counter()
+        exchange = RequestContext(of.request_id, now, "GET", of.client, of.scheme, headers=of.headers)
         keying, facts = self.route.keying, wanting.facts
         headers = wanting.headers if self.dependence is None else wanting.seen_by(self.dependence, keying)
         if keying.authorization == "pass" and has(headers, b"authorization"):
@@ -235,7 +244,7 @@ class PartSource:
 
         through = None if self.declared is not None else self.through
         wanted = structs.replace(self.route.selection, plan=planned, headers=headers, tags=tags, through=through)
-        return CacheRequest(self.route, planned, facts, headers, exchange, origin or asking, past, wanted)
+        return CacheRequest(self.route, planned, facts, headers, exchange, origin or asking, past, wanted, bare=True)
 
     def origin(self, target: str, request_id: str) -> Origin:
         """The origin of a target's responses."""
@@ -369,8 +378,7 @@ class PartSource:
 
     async def _asked(self, request: CacheRequest) -> Got:
         answer = await self.engine.answer(request)
-        outcome, stored = request.exchange.outcome, request.exchange.stored
-        body = answer.body
+        outcome, stored, body = request.exchange.outcome, request.exchange.stored, answer.body
         if not isinstance(body, bytes):
             whole = await body.whole(self.route.max_body)
             await body.aclose()
@@ -476,12 +484,6 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
 
 
 _LATE = ("timeout", "no answer within the deadline of the part")
-
-
-def _exchange(whole: RequestContext) -> RequestContext:
-    return RequestContext(
-        whole.request_id, time.perf_counter(), "GET", whole.client, whole.scheme, headers=whole.headers
-    )
 
 
 LONGEST = 8 * 1024

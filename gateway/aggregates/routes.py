@@ -48,7 +48,7 @@ from gateway.policy.keys import Keying, Plan, is_identity, plan, primary_key
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.routing.admitting import let_in
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
-from gateway.routing.fast_path import FastPath, PlanCache
+from gateway.routing.fast_path import BlockCache, FastPath
 from gateway.routing.responses import AnswerResponse, Client
 from gateway.routing.upstream_request import public_constants
 from gateway.upstreams.client import Upstream
@@ -415,7 +415,7 @@ class AggregateHandlers:
         exchange: RequestContext,
         aggregate: Aggregate,
         path: str,
-        block: PlanCache | None = None,
+        block: BlockCache | None = None,
         parameters: dict[str, str] | None = None,
     ) -> CacheRequest:
         """The request for the aggregate at `path`, below the app's mount path, and what makes the edge's data for the
@@ -440,7 +440,7 @@ class AggregateHandlers:
             facts = structs.replace(facts, authorized=False)
         if aggregate.admission is None and not aggregate.counts_hits:
             exchange.recall = Again(aggregate, asked, planned, facts, exchange.target)
-        return aggregate.ask(exchange, planned, facts, asked.values, asked.shown)
+        return aggregate.ask(exchange, planned, facts, asked.values, asked.shown, block)
 
     async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:
         """The PURGE method: the whole that the URL names, from the networks that the route lists."""
@@ -482,7 +482,7 @@ class DirectAggregate:
         self,
         exchange: RequestContext,
         interim: Interim,
-        block: PlanCache | None = None,
+        block: BlockCache | None = None,
         parameters: dict[str, str] | None = None,
     ) -> CacheRequest:
         """Raises RequestRefused."""

@@ -88,6 +88,8 @@ class CacheRequest(msgspec.Struct, frozen=True):
     refresh: Callable[[], Origin] | None = None
     stays: bool = False
     """Whether the caller continues to the landing of a flight that it leads, though its client may disconnect."""
+    bare: bool = False
+    """Whether the caller takes the stored response itself (`RequestContext.stored`): no answer is made of it."""
 
     @property
     def method(self) -> str:

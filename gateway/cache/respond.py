@@ -207,6 +207,8 @@ class Responder:
             tier=tier,
             detail=detail,
         )
+        if request.bare:
+            return Answer(stored.status, [], b"")
         begin = result is not Result.MISS or collapsed  # a response that may be asked for again
         may_be_coded = freshness.is_compressible(stored, rules)
         coded = self._prepared.choose(request.headers, stored, begin=begin) if may_be_coded else None

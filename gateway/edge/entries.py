@@ -34,7 +34,7 @@ from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import PlannedFields, key_hash, primary_and_stem
 from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
 from gateway.policy.vary import Suffixes, VaryIndex
-from gateway.routing.fast_path import Admit, FastPath
+from gateway.routing.fast_path import Admit, FastPath, PartFields
 
 # The fields that make a request more than a plain one; the app handles those.
 NOT_PLAIN = frozenset(
@@ -61,7 +61,8 @@ class HeaderBlock:
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("admitted", "credential", "described", "planned", "prefixed", "takes_content", "traced", "vary", "views"),
+        *("admitted", "credential", "described", "for_parts", "planned", "prefixed", "takes_content", "traced"),
+        *("vary", "views"),
     )
 
     def __init__(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey = UNKEYED) -> None:
@@ -87,6 +88,7 @@ class HeaderBlock:
     def _begin(self, headers: list[tuple[bytes, bytes]], identity_key: IdentityKey) -> None:
         """Set what depends on all fields."""
         self.headers = headers
+        self.for_parts: PartFields | None = None
         self.bases: dict[KnownRoute, str | None] = {}
         self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}

@@ -81,12 +81,14 @@ def _server_timing(exchange: RequestContext, texts: Texts) -> str:
         if name != "cache":
             metrics.append(f"{name};dur={duration(seconds)}")
     if exchange.parts:
-        metrics += [f'{each.name};desc="{_plain(each.text)}";dur={duration(each.seconds)}' for each in exchange.parts]
+        metrics += [
+            f'{each.name};desc="{each.text.translate(_PLAIN)}";dur={duration(each.seconds)}' for each in exchange.parts
+        ]
     return ", ".join([*metrics, f"total;dur={texts.milliseconds}"])
 
 
-def _plain(text: str) -> str:
-    return text.replace("\\", "").replace('"', "'")
+_PLAIN = {ord("\\"): None, ord('"'): "'"}
+"""What stands in a quoted string for the characters that would need an escape."""
 
 
 def exchange_for(

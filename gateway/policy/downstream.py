@@ -14,7 +14,7 @@ from functools import lru_cache
 from operator import itemgetter
 
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
-from gateway.http.headers import CacheControl, Headers, values, vary_names, without
+from gateway.http.headers import CacheControl, Headers, has, values, vary_names, without
 from gateway.policy.keys import Keying
 from gateway.policy.vary import Names, field_of
 
@@ -74,9 +74,11 @@ class Downstream:
         """An answer's `headers` as settings change them, with what this route adds; `selecting` are the fields that the
         `stored` response varies on, `passed` is whether the request bypassed the cache. Of a route with `ttl: origin`,
         what the upstream's own `Vary` names is the upstream's to call private."""
+        plain = self.changes is NO_CHANGES and not (selecting or passed or self.is_private)
+        if plain and not self.vary and not (self.made and has(headers, b"vary")):
+            return [*headers]  # it adds nothing
         said = [pair for pair in headers if pair[0] in _SAID]
-        plain = self.changes is NO_CHANGES and not (selecting or passed or self.made or self.is_private)
-        if plain and sum(map(len, map(_VALUE, said))) <= _SHORT:
+        if plain and not self.made and sum(map(len, map(_VALUE, said))) <= _SHORT:
             vary = _vary_of(tuple(said), self.vary)
             return [*headers] if vary is None else [*without(headers, b"vary"), (b"vary", vary)]
         unstorable = [value for name, value in said if name == b"cache-control"] == [b"no-store"]

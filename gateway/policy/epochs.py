@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterable
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -77,6 +78,7 @@ def tag_name(tag: str) -> str:
     return bounded("t:" + tag)
 
 
+@lru_cache(maxsize=1024)
 def route_name(route: str) -> str:
     return bounded("r:" + route)
 

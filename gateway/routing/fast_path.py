@@ -10,10 +10,11 @@ import msgspec
 from gateway.cache.request import CacheRequest, Route
 from gateway.cache.respond import Answer
 from gateway.context import RequestContext
+from gateway.http.headers import Headers
 from gateway.http.target import Target
 from gateway.identity.admission import Admission
 from gateway.identity.principal import Principal
-from gateway.policy.keys import PlannedFields
+from gateway.policy.keys import Keying, PlannedFields
 from gateway.policy.rules import RequestDirectives
 
 
@@ -26,6 +27,21 @@ class PlanCache(Protocol):
 
     def plans(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
         """The same, not known before."""
+
+
+class PartFields(msgspec.Struct):
+    """The fields of a request as the parts of aggregates see them, and what they come to under a keying, by its id."""
+
+    headers: Headers
+    planned: dict[int, tuple[Keying, PlannedFields]]
+
+
+class BlockCache(PlanCache, Protocol):
+    """The same with the block's own fields."""
+
+    headers: list[tuple[bytes, bytes]]
+    for_parts: PartFields | None
+    """Made by the first aggregate that the block requests."""
 
 
 Admit = Callable[[Principal | None, str, float], bool]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.aggregates.lifetime import PartLife, joining, together, whole_headers
 from gateway.cache.flight import Landed
@@ -115,7 +116,8 @@ def test_a_derived_response_is_stored_as_its_fields_say(
     received = ReceivedResponse(200, fetched.headers, 10.0, 11.0)
     plan = Plan("+home\n/", "+home\n/", (), keyed=keyed)
     nothing: Any = None
-    request = CacheRequest(route, plan, PLAIN, (), RequestContext("", 0.0, "GET", "", ""), nothing, nothing)
+    wanted = structs.replace(route.selection, plan=plan)
+    request = CacheRequest(route, plan, PLAIN, (), RequestContext("", 0.0, "GET", "", ""), nothing, nothing, wanted)
     landing = engine._storing.derived(request, fetched, received, life.made)
     verdict = admit(received, PLAIN, route.rules, plan)
     assert isinstance(landing, Landed) == isinstance(verdict, Admit)

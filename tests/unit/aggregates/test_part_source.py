@@ -9,6 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.aggregates.part_source import Wanting
+from gateway.config.part_values import Values
+from gateway.context import RequestContext
+from gateway.edge.entries import HeaderBlock
+from gateway.policy.keys import plan
+from gateway.policy.rules import PLAIN
 from gateway.testing import TurnedClock, running
 from tests.support.shop import Shop, home, part, said
 
@@ -259,3 +265,39 @@ async def test_what_a_part_comes_to_is_the_same_by_get_and_post(
     async with running(home(shop, parts, clock, max_body="2KiB")) as client:
         response = await client.get("/home/1")
     assert (said(response)["a"], response.headers["gateway-complete"]) == (text, "?1" if text == "absent" else "?0")
+
+
+SEEN: list[list[tuple[bytes, bytes]]] = [
+    [],
+    [(b"accept", b"text/html"), (b"accept-encoding", b"gzip"), (b"if-none-match", b'"a"'), (b"range", b"bytes=0-")],
+    [(b"authorization", b"Bearer a"), (b"cookie", b"sid=1; x=2")],
+    [(b"x-api-key", b"k"), (b"if-match", b"*"), (b"content-type", b"a/b"), (b"x-forwarded-host", b"evil")],
+]
+KEYED: list[dict[str, Any]] = [
+    *(
+        {"vary": ["accept", "accept-encoding"]},
+        {"vary": ["x-tenant", "x-api-key"]},
+        {"ttl": "origin", "vary": None},
+    ),
+    *({"authorization": "pass"}, {"authorization": "key"}, {"cookies": ["sid"]}, {"cookies": "pass"}),
+    {"headers": {"x-own": "{user}"}},
+]
+
+
+@pytest.mark.parametrize("fields", SEEN)
+@pytest.mark.parametrize("settings", KEYED)
+def test_a_part_is_planned_by_a_header_block_as_by_the_fields(
+    settings: dict[str, Any], fields: list[tuple[bytes, bytes]]
+) -> None:
+    given = {name: value for name, value in part("/p", **settings).items() if value is not None}
+    (source,) = home(Shop(), {"p": given}).aggregates[0].kit.sources.values()
+    block, values = HeaderBlock(fields), Values({"user": "7"}, (), {})
+    for request_id in (b"1", b"2"):
+        headers = [*fields, (b"x-request-id", request_id)]
+        exchange = RequestContext("", 0.0, "GET", "", "", headers=headers)
+        direct, by_block = (
+            source.ask(Wanting.of(exchange, PLAIN, values, 0.0, (), known), "/p", ()) for known in (None, block)
+        )
+        assert by_block.plan == direct.plan
+        assert sorted(by_block.headers) == sorted(direct.headers)
+        assert by_block.plan == plan(source.route.keying, "shop", "/p", direct.headers) or "headers" in settings

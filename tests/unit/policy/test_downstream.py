@@ -92,6 +92,9 @@ def test_of_a_joined_answer_its_own_vary_counts_as_it_is_that_of_its_parts() -> 
     whole = [AGE, (b"vary", b"authorization")]
     assert told(TENANT, *whole, made=True)[0] == (b"cache-control", b"private, max-age=5")
     assert told(TENANT, AGE, (b"vary", b"accept"), made=True)[0] == AGE
+    nobodys = Keying(vary=(), authorization="ignore", cookies=())
+    assert told(nobodys, *whole, made=True)[0] == (b"cache-control", b"private, max-age=5")
+    assert told(nobodys, AGE, TYPE, made=True) == told(nobodys, AGE, TYPE) == [AGE, TYPE]
 
 
 @pytest.mark.parametrize(
