@@ -62,7 +62,7 @@ class EntryWriter:
         strong tag proves that the bytes belong to this request."""
         headers = validation.freshened(stale, received)
         if not has(received.headers, b"date"):
-            headers = (*without(headers, b"date"), (b"date", http_date(received.arrived)))
+            headers = (*without(headers, b"date"), (b"date", http_date(int(received.arrived))))
         whole = structs.replace(received, status=stale.status, headers=(*headers, *_age_of(received)))
         verdict = storability.admit(whole, request.facts, request.route.rules, request.plan)
         moves = validation.selection_changes(stale, headers, follows_origin=request.route.follows_origin)
@@ -93,7 +93,7 @@ class EntryWriter:
         if b"etag" not in names and received.status == 200 and not route.follows_origin:
             headers += ((b"etag", validation.own_tag(body)),)
         if b"date" not in names:
-            headers += ((b"date", http_date(received.arrived)),)
+            headers += ((b"date", http_date(int(received.arrived))),)
         vary, tags = verdict.vary, (*request.wanted.tags, *verdict.tags)
         return Entry(
             key=variant_key(plan.base, vary, request.headers, route.keying.identity_key) if vary else plan.base,
@@ -145,7 +145,7 @@ class EntryWriter:
         request: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes, began: float, now: float
     ) -> Entry:
         plan, vary, identity_key = request.plan, made.vary, request.route.keying.identity_key
-        headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(now)))
+        headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(int(now))))
         return Entry(
             key=variant_key(plan.base, vary, request.headers, identity_key) if vary else plan.base,
             primary=plan.primary,

@@ -132,7 +132,7 @@ def problem(exchange: RequestContext, status: int, detail: str, *, title: str | 
         (b"content-type", PROBLEM_MEDIA_TYPE),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
-        (b"date", http_date(time.time())),
+        (b"date", http_date(int(time.time()))),
     ]
     return Answer(status, headers, b"" if exchange.method == "HEAD" else body)
 

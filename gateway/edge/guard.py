@@ -231,7 +231,7 @@ def _refusal_head(refused: RequestRefused, request_id: str, length: int) -> byte
         b"content-type: " + PROBLEM_MEDIA_TYPE,
         b"content-length: %d" % length,
         b"cache-control: no-store",
-        b"date: " + http_date(time.time()),
+        b"date: " + http_date(int(time.time())),
         b"x-request-id: " + request_id.encode("ascii"),
     ]
     if status == 503:

@@ -85,7 +85,6 @@ class Splicer:
         self._log = log
         self._exchange = exchange
         self._most = most
-        self._second, self._date = -1, b""
         self._at_hand: dict[SplicePart, CachedPart] = {}
         self._retold = 0
         self._order: deque[tuple[dict[str, Splice | None], str]] = deque()
@@ -342,7 +341,7 @@ class Splicer:
                 (b"cache-control", promise),
                 (b"etag", own_tag(found.body)),
                 *splice.rest,
-                (b"date", self._date_at(now)),
+                (b"date", http_date(int(now))),
             ),
             body=found.body,
             life=Life(lifetime=lifetime),
@@ -372,11 +371,6 @@ class Splicer:
         node = self._memory.node(stored.key)
         if node is not None and node.value is stored and self._memory.index(stored.primary) is None:
             splice.node, splice.turn, splice.index_turn = node, node.turn, self._unindexed.turn
-
-    def _date_at(self, now: float) -> bytes:
-        if int(now) != self._second:
-            self._second, self._date = int(now), http_date(now)
-        return self._date
 
     def _start(
         self, splice: Splice, known_target: KnownTarget, block: HeaderBlock, stored: Entry, now: float

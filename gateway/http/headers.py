@@ -349,14 +349,10 @@ def _date_of(match: re.Match[str], now: float) -> float | None:
     return float(timegm((year, _MONTHS[match["month"].capitalize()], day, hour, minute, second, 0, 0, 0)))
 
 
-def http_date(seconds: float) -> bytes:
-    """The preferred form of an HTTP date, as in `Date` (RFC 9110 §5.6.7)."""
-    return _http_date(math.floor(seconds))
-
-
 @lru_cache(maxsize=512)
-def _http_date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode("ascii")
+def http_date(second: float) -> bytes:
+    """The preferred form of an HTTP date, as in `Date` (RFC 9110 §5.6.7); remembered best by the whole second."""
+    return formatdate(math.floor(second), usegmt=True).encode("ascii")
 
 
 def opaque_tag(tag: str) -> str:

@@ -57,7 +57,7 @@ def complete(exchange: RequestContext, headers: Headers, texts: Texts | None = N
     if texts is None:
         elapsed = time.perf_counter() - exchange.began
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
-    date = [] if has(headers, b"date") else [(b"date", http_date(time.time()))]
+    date = [] if has(headers, b"date") else [(b"date", http_date(int(time.time())))]
     if exchange.rate_limit and exchange.outcome.result not in _STORED:
         headers = [*headers, *exchange.rate_limit]
     return [*headers, *date, *diagnostics(exchange, texts)]

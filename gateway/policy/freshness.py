@@ -240,7 +240,7 @@ def response_headers(stored: Entry, rules: CachePolicy, now: float) -> list[tupl
     life = int(_own_lifetime(stored, rules)) if rules.client_ttl is None else age + int(rules.client_ttl)
     promise = b"max-age=%d" % life
     headers = [pair for pair in stored.headers if pair[0] not in _OUR_PROMISE]
-    headers += ((b"cache-control", promise), (b"date", http_date(stored.born)), (b"age", b"%d" % age))
+    headers += ((b"cache-control", promise), (b"date", http_date(int(stored.born))), (b"age", b"%d" % age))
     return headers
 
 
