@@ -100,12 +100,15 @@ class Aggregate:
         values: Values,
         shown: tuple[str, ...],
         block: BlockCache | None = None,
+        *,
+        stays: bool = False,
     ) -> CacheRequest:
-        """The request for the parts `shown`, as the engine takes it. `block` as in `Wanting.of`."""
+        """The request for the parts `shown`, as the engine takes it. `block` as in `Wanting.of`, `stays` as in
+        `CacheRequest`."""
         origin, headers = _JoinOrigin(self, exchange, facts, values, shown, block), exchange.headers
         tags = self.tags(values, exchange.principal) if self.config.tags else ()
         wanted = structs.replace(self.route.selection, plan=plan, headers=headers, tags=tags)
-        return CacheRequest(self.route, plan, facts, headers, exchange, origin, origin.past, wanted)
+        return CacheRequest(self.route, plan, facts, headers, exchange, origin, origin.past, wanted, stays=stays)
 
     def at_hand(self, request: CacheRequest) -> Answer | None:
         """The response, if it is in memory, complete or in parts; None if a fetch is needed."""

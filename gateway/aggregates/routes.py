@@ -417,6 +417,8 @@ class AggregateHandlers:
         path: str,
         block: BlockCache | None = None,
         parameters: dict[str, str] | None = None,
+        *,
+        stays: bool = False,
     ) -> CacheRequest:
         """The request for the aggregate at `path`, below the app's mount path, and what makes the edge's data for the
         next one (`RequestContext.recall`). `block` is the header block of `exchange`, if it was parsed before;
@@ -440,7 +442,7 @@ class AggregateHandlers:
             facts = structs.replace(facts, authorized=False)
         if aggregate.admission is None and not aggregate.counts_hits:
             exchange.recall = Again(aggregate, asked, planned, facts, exchange.target)
-        return aggregate.ask(exchange, planned, facts, asked.values, asked.shown, block)
+        return aggregate.ask(exchange, planned, facts, asked.values, asked.shown, block, stays=stays)
 
     async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:
         """The PURGE method: the whole that the URL names, from the networks that the route lists."""
@@ -489,7 +491,7 @@ class DirectAggregate:
         assert exchange.target is not None
         if self.aggregate.limits is not None:
             exchange.allowance = self.aggregate.limits.allowance()
-        return self.handlers.ask(exchange, self.aggregate, exchange.target.path, block, parameters)
+        return self.handlers.ask(exchange, self.aggregate, exchange.target.path, block, parameters, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
         answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)

@@ -104,9 +104,7 @@ class Coalescer:
 
     def launch(self, key: str, ask: CacheRequest, stale: Entry | None) -> Flight:
         flight = self._new_flight(key)
-        self._background.spawn(
-            self._make(flight, ask, stale) if ask.route.made else self._fly(flight, ask, ask.origin, stale)
-        )
+        self._background.spawn((self._landed if ask.route.made else self._fly)(flight, ask, ask.origin, stale))
         return flight
 
     def _new_flight(self, key: str) -> Flight:
@@ -142,7 +140,7 @@ class Coalescer:
         done in the background."""
         landing: Landing | None = None
         try:
-            if not self._tiers.shared.available:  # no other process can want the key
+            if ask.route.made or not self._tiers.shared.available:  # no other process can want the key
                 landing = await self._fetching.land(ask, origin, stale, flight=flight, now=flight.began)
             else:
                 landing = await self._land_leased(flight, ask, origin, stale, behind=behind)
@@ -154,7 +152,7 @@ class Coalescer:
             if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
                 await flight.land(landing if landing is not None else _stopping(origin))
         stored = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
-        if spawns and (stored or flight.lease.standing is Standing.HELD):
+        if spawns and not ask.route.made and (stored or flight.lease.standing is Standing.HELD):
             self._background.begin(partial(self._after, flight, landing))
         return landing
 
@@ -164,17 +162,6 @@ class Coalescer:
         values = self._tiers.shared_values(landing.stored) if isinstance(landing, Landed) and kept else []
         mark, life = self._mark(flight, landing)
         return self._leases.give_back(flight.lease, mark, life, after=values)
-
-    async def _make(self, flight: Flight, ask: CacheRequest, stale: Entry | None) -> None:
-        """Derive a response locally for all waiting requests; no lease is needed."""
-        landing: Landing | None = None
-        try:
-            landing = await self._fetching.land(ask, ask.origin, stale)
-        except Exception as error:
-            landing = Failed(500, error=error)
-        finally:
-            self._forget(flight)
-            await flight.land(landing if landing is not None else _stopping(ask.origin))
 
     def _forget(self, flight: Flight) -> None:
         if self.flights.get(flight.key) is flight:
