@@ -193,6 +193,8 @@ class Coalescer:
         lease = flight.lease = await self._leases.take(flight.key, origin.deadline)
         if behind and stale is not None and not lease.standing.lets_fetch:
             return Landed(stale, stale.status, kept=False)
+        if lease.standing is Standing.HELD and not lease.stored and not _looked_long_ago(ask):
+            return await self._fetching.land(ask, origin, stale, flight=flight)
         deadline = time.monotonic() + origin.deadline
         found: Entry | None = None
         if lease.standing is Standing.BUSY:

@@ -180,9 +180,9 @@ def may_be_shared(stored: Entry) -> bool:
         and not stored.distrusted
         and len(stored.headers) <= MOST_FIELDS
         and (not stored.headers or _may_be_stored(*zip(*stored.headers, strict=True)))
-        and are_names(stored.vary)
+        and (not stored.vary or are_names(stored.vary))
         and len(stored.stamp) <= LONGEST_STAMP
-        and max(map(len, stored.names), default=0) <= LONGEST_NAME
+        and (not stored.names or max(map(len, stored.names)) <= LONGEST_NAME)
         and sum(map(len, (stored.key, stored.primary, stored.route, *stored.tags))) <= MOST_HEAD
     )
 

@@ -147,13 +147,14 @@ class Pipe(asyncio.Protocol):
         except hiredis.ProtocolError:
             sound = False
         while self._waiting and len(replies) > (number := self._waiting[0].number):
-            mark, refused = replies[number], isinstance(replies[number], hiredis.ReplyError)
-            if mark != self._waiting[0].mark and not refused:
+            own: list[object] | None = None
+            if replies[number] == self._waiting[0].mark:
+                own = replies[:number]
+            elif not isinstance(replies[number], hiredis.ReplyError):
                 sound = False
                 break
-            own = replies[:number]
             del replies[: number + 1]
-            self._waiting.popleft().then(None if refused else own)
+            self._waiting.popleft().then(own)
         if not sound or (replies and not self._waiting):
             self.close()
 

@@ -186,19 +186,20 @@ class RedisStore:
             self.statistics.dropped += len(values)
             return False
         self.statistics.writes += len(values)
-        if not self._goes_at_once(size):
+        pipe = self._pipe_for(size)
+        if pipe is None:
             return await self._writes.add(values, size)
-        done = await self._run(*map(self._set, values)) is not None
+        done = await self._sent(pipe, list(map(self._set, values))) is not None
         self.statistics.dropped += 0 if done else len(values)
         return done
 
-    def _goes_at_once(self, size: int) -> bool:
-        """Whether a write of `size` bytes may be sent now: not ahead of earlier ones, and not if it would delay later
-        reads."""
+    def _pipe_for(self, size: int) -> Pipe | None:
+        """The connection of the reads, if a write of `size` bytes may be sent on it now: not ahead of earlier ones, and
+        not if it would delay later reads."""
         pipe = self._pipe
-        if pipe is None or not self._writes.idle:
-            return False
-        return size <= MOST_AT_ONCE and pipe.unsent + size <= MOST_AHEAD
+        if pipe is None or size > MOST_AT_ONCE or not self._writes.idle:
+            return None
+        return pipe if pipe.unsent + size <= MOST_AHEAD else None
 
     def _set(self, value: Value) -> Command:
         name, data, life = value
@@ -225,7 +226,8 @@ class RedisStore:
         self.statistics.reads += len(names)
         reply = values = None
         try:
-            replies = await (self._replies(commands) if self._pipe is not None else self._in_budget(commands))
+            pipe = self._pipe
+            replies = await (self._in_budget(commands) if pipe is None else self._sent(pipe, commands))
             if replies is not None:
                 reply = replies.pop()
                 values = values_of(replies, len(keys))
@@ -258,8 +260,8 @@ class RedisStore:
         after: Sequence[tuple[str, bytes, float]] = (),
     ) -> Awaitable[None]:
         size = sum([len(value) for _, value, _ in after])
-        pipe = self._pipe
-        if pipe is None or not self.available or size > self.largest or not self._goes_at_once(size):
+        pipe = self._pipe_for(size)
+        if pipe is None or not self.available or size > self.largest:
             return self._give_back_in_turn(name, token, mark, life, after)
         given_back: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -383,32 +385,30 @@ class RedisStore:
         return reply
 
     async def _run(self, *commands: Command) -> Any:
-        """The last of `_replies` to commands, which are executed in this order; None if there are none."""
-        replies = await self._replies(commands)
+        """The last reply to commands in one round trip, which are executed in this order; None as of `_sent`."""
+        pipe = self._pipe
+        replies = await (self._in_turn(commands) if pipe is None else self._sent(pipe, commands))
         return None if replies is None else replies[-1]
 
-    def _replies(self, commands: Sequence[Command]) -> Awaitable[list[Any] | None]:
-        """The replies to commands in one round trip, on the connection of the reads where there is one; None if they
-        took longer than the budget, or one is a `refusal`, which counts as a failure."""
-        pipe = self._pipe
-        if pipe is None:
-            return self._in_turn(by_client(self._client, commands))
+    def _sent(self, pipe: Pipe, commands: Sequence[Command]) -> asyncio.Future[list[Any] | None]:
+        """The replies to commands in one round trip on the connection of the reads; None if they took longer than the
+        budget, or one is a `refusal`, which counts as a failure."""
         replied: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
         self._send(pipe, commands, lambda replies: None if replied.done() else replied.set_result(replies))
         return replied
 
     async def _in_budget(self, commands: Sequence[Command]) -> list[Any] | None:
-        """The same with the wait for their turn within the budget, too."""
+        """As `_in_turn`, with the wait for the turn within the budget, too."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._budget):
-                return await self._replies(commands)
+                return await self._in_turn(commands)
         return None
 
     def _send(self, pipe: Pipe, commands: Sequence[Command], then: Callable[[list[Any] | None], None]) -> None:
-        """Send commands on the connection of the reads; `then` gets what `_replies` returns."""
+        """Send commands on the connection of the reads; `then` gets what `_sent` returns."""
         self.statistics.batches += 1
-        packed = b"".join(map(_pack, commands))
-        pipe.run(packed, len(commands), partial(self._ran, pipe, then, time.perf_counter()))
+        ran = partial(self._ran, pipe, then, time.perf_counter())
+        pipe.run(b"".join(map(_pack, commands)), len(commands), ran)
 
     def _ran(
         self, pipe: Pipe, then: Callable[[list[Any] | None], None], began: float, replies: list[object] | None
@@ -424,23 +424,20 @@ class RedisStore:
             self._succeeded()
         then(replies)
 
-    async def _in_turn(self, command: Any) -> Any:
-        """The same for a lease command, of which only a limited number are in flight: a thousand misses at once would
-        need a connection each, and fail without one, which would count as a failure of Redis. None also if its turn did
-        not come in time, which is not a failure of Redis."""
+    async def _in_turn(self, commands: Sequence[Command]) -> list[Any] | None:
+        """The same by the client, of which only a limited number are in flight: a thousand misses at once would need a
+        connection each, and fail without one, which would count as a failure of Redis. None also if their turn did not
+        come in time, which is not a failure of Redis."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
-        except BaseException as error:
-            command.close()
-            if isinstance(error, TimeoutError):
-                return None
-            raise
-        try:
-            if self.available:
-                return await self._guarded(command)
-            command.close()
+        except TimeoutError:
             return None
+        try:
+            if not self.available:
+                return None
+            replies: list[Any] | None = await self._guarded(by_client(self._client, commands))
+            return replies
         finally:
             self._turns.release()
 
