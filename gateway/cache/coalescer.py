@@ -104,7 +104,7 @@ class Coalescer:
 
     def launch(self, key: str, ask: CacheRequest, stale: Entry | None) -> Flight:
         flight = self._new_flight(key)
-        self._background.spawn((self._landed if ask.route.made else self._fly)(flight, ask, ask.origin, stale))
+        self._background.spawn(self._landed(flight, ask, ask.origin, stale))
         return flight
 
     def _new_flight(self, key: str) -> Flight:
@@ -117,15 +117,6 @@ class Coalescer:
         """Fetch for all waiting requests, in the task of the first one."""
         return self._landed(self._new_flight(key), ask, ask.origin, stale, spawns=True)
 
-    async def _fly(
-        self, flight: Flight, ask: CacheRequest, origin: Origin, stale: Entry | None, *, behind: bool = False
-    ) -> None:
-        """Fetch for all waiting requests, with a lease if possible: store, then release it.
-
-        In the background (`behind`) it takes the lease, or does nothing.
-        """
-        await self._after(flight, await self._landed(flight, ask, origin, stale, behind=behind))
-
     async def _landed(
         self,
         flight: Flight,
@@ -136,8 +127,12 @@ class Coalescer:
         behind: bool = False,
         spawns: bool = False,
     ) -> Landing:
-        """The result of the flight, which all waiting requests have received. `spawns`: what is left to do after it is
-        done in the background."""
+        """Fetch for all waiting requests, with a lease if possible; the result, which they have all received. What is
+        left to do then, storing in the shared tier and giving the lease back, is done before the end, or, if it
+        `spawns`, in the background.
+
+        In the background (`behind`) it takes the lease, or does nothing.
+        """
         landing: Landing | None = None
         try:
             if ask.route.made or not self._tiers.shared.available:  # no other process can want the key
@@ -152,8 +147,11 @@ class Coalescer:
             if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
                 await flight.land(landing if landing is not None else _stopping(origin))
         stored = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
-        if spawns and not ask.route.made and (stored or flight.lease.standing is Standing.HELD):
-            self._background.begin(partial(self._after, flight, landing))
+        if not ask.route.made and (stored or flight.lease.standing is Standing.HELD):
+            if spawns:
+                self._background.begin(partial(self._after, flight, landing))
+            else:
+                await self._after(flight, landing)
         return landing
 
     def _after(self, flight: Flight, landing: Landing) -> Awaitable[object]:
@@ -273,7 +271,7 @@ class Coalescer:
             await flight.land(Landed(decision.stored, decision.stored.status, kept=False))
             return
         origin = ask.refresh() if ask.refresh is not None else ask.origin
-        await self._fly(flight, ask, origin, stale, behind=True)
+        await self._landed(flight, ask, origin, stale, behind=True)
 
 
 def _stopping(origin: Origin) -> Failed:
