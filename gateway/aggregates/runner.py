@@ -121,7 +121,7 @@ class Run:
         self._missing: list[PlannedPart] = []
         """Those that have to be fetched, and are not yet."""
         self._sought: set[str] = set()
-        """Those that were looked for in vain: the missing ones, and those being fetched."""
+        """Those that were not found: the missing ones, and those being fetched."""
 
     @property
     def failed_requirement(self) -> Resolved | None:
