@@ -51,8 +51,8 @@ class _Asked(msgspec.Struct):
 
     number: int
     mark: bytes
-    since: float
     then: Callable[[list[object] | None], None]
+    since: float = msgspec.field(default_factory=time.monotonic)
 
 
 class Pipe(asyncio.Protocol):
@@ -125,7 +125,7 @@ class Pipe(asyncio.Protocol):
             self._loop.call_soon(then, None)
             self.close()
             return
-        self._waiting.append(_Asked(number, mark, time.monotonic(), then))
+        self._waiting.append(_Asked(number, mark, then))
         if self._timer is None:
             self._timer = self._loop.call_later(self._budget, self._look_at_the_time)
 
