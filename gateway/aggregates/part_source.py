@@ -16,8 +16,8 @@ from msgspec import structs
 
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
 from gateway.aggregates.lifetime import PartLife, unstored_part
+from gateway.aggregates.merge import BodyTransform
 from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, Pace
-from gateway.aggregates.shape import BodyTransform
 from gateway.cache.engine import Engine
 from gateway.cache.fetch import Deadline
 from gateway.cache.request import CacheRequest, Origin, Route

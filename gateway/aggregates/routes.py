@@ -16,11 +16,10 @@ from xxhash import xxh3_64_hexdigest
 
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.fetching import Persistence
-from gateway.aggregates.merge import ShapeRules
+from gateway.aggregates.merge import BodyCache, BodyTransform, ShapeRules
 from gateway.aggregates.part_result import BackOff
 from gateway.aggregates.part_source import PartSource
 from gateway.aggregates.runner import Kit
-from gateway.aggregates.shape import BodyCache, BodyTransform
 from gateway.aggregates.splice_plan import joinable
 from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Route

@@ -17,10 +17,9 @@ from pydantic import JsonValue
 
 from gateway.aggregates.fetching import ElementOrigin
 from gateway.aggregates.lifetime import PartLife, together
-from gateway.aggregates.merge import WrongType, list_of
+from gateway.aggregates.merge import BodyCache, WrongType, list_of
 from gateway.aggregates.part_result import Absent, Failure, Got
 from gateway.aggregates.part_source import LONGEST, PartSource, Wanting
-from gateway.aggregates.shape import BodyCache
 from gateway.cache.request import CacheRequest
 from gateway.config.part_graph import PartPlan, PlannedPart
 from gateway.config.part_values import Missing, Values, as_text, condition_holds

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.aggregates.aggregate import Aggregate
-from gateway.aggregates.merge import key_text
+from gateway.aggregates.merge import BodyCache, BodyTransform, key_text
 from gateway.aggregates.part_source import NOT_FOR_PARTS, Wanting
-from gateway.aggregates.shape import BodyCache, BodyTransform
 from gateway.config.part_graph import PlannedPart
 from gateway.config.part_values import Missing, Values
 from gateway.context import RequestContext

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.aggregates.lifetime import PartLife, joining, together, whole_headers
-from gateway.aggregates.shape import BodyCache
+from gateway.aggregates.merge import BodyCache
 from gateway.aggregates.splice_plan import SplicePart, SplicePlan
 from gateway.cache.memory import MOST_USES, size_of
 from gateway.cache.respond import stored_answer

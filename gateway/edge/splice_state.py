@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from gateway.advisor.ttl_ladder import Recorder
 from gateway.aggregates.lifetime import Joining, whole_headers
-from gateway.aggregates.merge import WrongType
-from gateway.aggregates.shape import BodyCache
+from gateway.aggregates.merge import BodyCache, WrongType
 from gateway.aggregates.splice_plan import SplicePart, SplicePlan, frame_of
 from gateway.cache.memory import Node
 from gateway.cache.request import Route

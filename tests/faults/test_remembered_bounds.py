@@ -13,9 +13,8 @@ import httpx
 import pytest
 from msgspec import structs
 
-from gateway.aggregates.merge import WrongType
+from gateway.aggregates.merge import PLACE_BYTES, BodyCache, WrongType
 from gateway.aggregates.part_result import BackOff, Failure
-from gateway.aggregates.shape import PLACE_BYTES, BodyCache
 from gateway.app.gateway import Gateway
 from gateway.cache.flight import Marks
 from gateway.edge import hits
