@@ -29,6 +29,9 @@ class Mutant:
     broken: str
     tests: str
 
+    def file(self, root: Path = ROOT) -> Path:
+        return root / "gateway" / f"{self.module.replace('.', '/')}.py"
+
     def __str__(self) -> str:
         return f"{self.module}: {self.line.strip()}  →  {self.broken.strip()}"
 
@@ -99,8 +102,8 @@ MUTANTS = (
     Mutant("http.headers", 'if "*" in names or not all', "if not all", "unit/http/test_headers"),
     Mutant(
         "http.headers",
-        "if pair[0] not in HOP_BY_HOP and pair[0] not in named",
-        "if pair[0] not in HOP_BY_HOP",
+        "return [pair for pair in kept if pair[0] not in named]",
+        "return kept",
         "unit/http/test_headers",
     ),
     Mutant(
@@ -111,8 +114,8 @@ MUTANTS = (
     ),
     Mutant(
         "policy.keys",
-        "return Plan(primary, base, (*host, *counted, *keying.constants), None, _identities(keying, counted))",
-        "return Plan(primary, primary, (*counted, *keying.constants), None, _identities(keying, counted))",
+        "return Plan(primary, base, forward, None, (*_identities(keying, counted), *user))",
+        "return Plan(primary, primary, forward, None, (*_identities(keying, counted), *user))",
         "unit/policy/test_keys",
     ),
     Mutant(
@@ -160,8 +163,8 @@ GUARDS = (
     Mutant("http.forwarding", "if peer not in self:", "if False:", "unit/http/test_forwarding"),
     Mutant(
         "edge.protocol",
-        "if block.prefixed and edge.has_another_prefix(block, self._peer):",
-        "if False:",
+        "if block.prefixed and edge.has_another_prefix(block, self._peer):\n            self._line",
+        "if False:\n            self._line",
         "unit/app/test_middleware",
     ),
     Mutant("policy.keys", "if keying.sent:", "if False:", "unit/routing/test_declared"),
@@ -181,7 +184,10 @@ GUARDS = (
     Mutant("routing.upstream_request", "if int(length) > largest:", "if False:", "unit/routing/test_declared_limits"),
     # What Redis says: by the pipe, in records, in leases, in the streams.
     Mutant(
-        "cache.redis.reader", "if reply != asked.mark and not refused:", "if False:", "unit/cache/redis/test_reader"
+        "cache.redis.reader",
+        "if mark != self._waiting[0].mark and not refused:",
+        "if False:",
+        "unit/cache/redis/test_reader",
     ),
     Mutant("cache.redis.reader", "if left <= 0 and self._overdue:", "if False:", "unit/cache/redis/test_reader"),
     Mutant("cache.redis.reader", "if left <= 0 and self._overdue:", "if left <= 0:", "unit/cache/redis/test_reader"),
@@ -212,7 +218,10 @@ GUARDS = (
         "unit/cache/redis/test_store_planted",
     ),
     Mutant(
-        "cache.redis.leases", "        self._spawn(self._give_up(name, token))\n", "", "unit/cache/redis/test_leases"
+        "cache.redis.leases",
+        "        self._spawn(self._give_up(name, token, mark, life))\n",
+        "",
+        "unit/cache/redis/test_leases",
     ),
     Mutant(
         "cache.redis.leases",
@@ -337,7 +346,7 @@ GUARDS = (
         "unit/edge/test_passthrough",
     ),
     Mutant(
-        "edge.passthrough",
+        "edge.direct_routes",
         'path + "/{path:path}" if isinstance(route, Mount) else path',
         "path",
         "unit/edge/test_passthrough",
@@ -359,7 +368,7 @@ def tried(mutant: Mutant) -> str | None:
                 shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, copy / part)
-        file = copy / "gateway" / f"{mutant.module.replace('.', '/')}.py"
+        file = mutant.file(copy)
         text = file.read_text()
         if text.count(mutant.line) != 1:
             raise SystemExit(f"{mutant}: the line stands {text.count(mutant.line)} times there; mend this list")
