@@ -55,6 +55,9 @@ class Admit(msgspec.Struct, frozen=True):
     """Those that the upstream gave it."""
 
 
+NO_LIFETIME = "no-lifetime"
+
+
 class Refuse(msgspec.Struct, frozen=True):
     """The response may not be stored. A failure may be shared with waiting requests unless it is `personal`."""
 
@@ -94,13 +97,15 @@ FOR_US = frozenset((OWN_FIELD, SURROGATE))
 _TARGETED = (OWN_FIELD, b"cdn-cache-control")
 _DECISIVE = frozenset(
     (
-        *(*_TARGETED, SURROGATE, b"cache-control", b"pragma", b"expires"),
-        *(b"vary", b"content-type", b"connection", b"last-modified"),
+        *(*_TARGETED, SURROGATE, b"cache-control", b"pragma"),
+        *(b"vary", b"content-type", b"connection"),
     )
 )
-"""All fields of a response whose values decide whether and how it is stored, without its age."""
-_PRESENT = (b"etag", b"set-cookie", b"set-cookie2")
-"""Fields of which it matters only whether a response has them."""
+"""All fields of a response whose values decide whether and how it is stored, without its dates."""
+_DATED = (b"expires", b"last-modified")
+"""Fields from which a lifetime is computed with the response's own date, where it states none in seconds."""
+_PRESENT = (b"etag", b"set-cookie", b"set-cookie2", *_DATED)
+"""Fields of which it matters only whether a response has them, but for dates that decide."""
 
 
 def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -138,7 +143,8 @@ def admit(
     terms: _Terms | Refuse | None = rules.terms.get(deciding)
     if terms is None:
         terms = _terms(received, rules, *identity, authorized=facts.authorized)
-        if _recurs(decisive) and sum(map(len, chain(*identity))) <= _SHORT:
+        short = sum(map(len, chain(*identity, *decisive))) <= _SHORT
+        if short and (named.keys().isdisjoint(_DATED) or _is_undated(headers, terms)):
             if len(rules.terms) >= _MOST_TERMS:
                 rules.terms.clear()
             rules.terms[deciding] = terms
@@ -157,18 +163,18 @@ class _Terms(msgspec.Struct, frozen=True):
     dropped: frozenset[bytes]
 
 
-_DATED = frozenset((b"expires", b"last-modified"))
-"""Fields from which a lifetime is computed with the response's own date."""
 _SHORT = 512
 """Bytes of decisive fields up to which the terms are kept."""
 _MOST_TERMS = 64
 """Terms that are kept with the rules of one route."""
 
 
-def _recurs(decisive: Headers) -> bool:
-    """Whether the same decisive fields are likely to come again: an upstream sends the same few over and over, unless
-    they hold dates."""
-    return not any(name in _DATED for name, _ in decisive) and sum(len(value) for _, value in decisive) <= _SHORT
+def _is_undated(headers: Headers, terms: _Terms | Refuse) -> bool:
+    """Whether the dates of a response do not decide about it: its lifetime is stated in seconds, or it is refused
+    whatever that is."""
+    if isinstance(terms, Refuse):
+        return terms.reason != NO_LIFETIME
+    return _stated_seconds(governing(headers)[0]) is not None
 
 
 def _terms(
@@ -190,7 +196,7 @@ def _terms(
         return Refuse("vary")
     life = _life(received, directives, rules, targeted=targeted)
     if rules.ttl is None and not _worth_storing(received.status, life, headers, rules):
-        return Refuse("no-lifetime")
+        return Refuse(NO_LIFETIME)
     return _Terms(life, names if rules.ttl is None else (), _not_kept(headers, directives))
 
 
@@ -305,10 +311,9 @@ def _life(received: ReceivedResponse, directives: CacheControl, rules: CachePoli
 
 def _stated_lifetime(received: ReceivedResponse, directives: CacheControl, *, targeted: bool) -> float | None:
     """The lifetime a response states, for a shared cache (RFC 9111 §4.2.1)."""
-    for name in ("s-maxage", "max-age"):
-        seconds = directives.seconds(name)
-        if seconds is not None:
-            return float(seconds)
+    seconds = _stated_seconds(directives)
+    if seconds is not None:
+        return float(seconds)
     expires = values(received.headers, b"expires")
     if targeted or not expires:
         return None
@@ -317,6 +322,11 @@ def _stated_lifetime(received: ReceivedResponse, directives: CacheControl, *, ta
     if len(known) < len(moments):
         return 0.0  # §5.3: an invalid date, "0" above all, is one in the past
     return max(0.0, min(known) - _date_value(received))
+
+
+def _stated_seconds(directives: CacheControl) -> int | None:
+    seconds = directives.seconds("s-maxage")
+    return directives.seconds("max-age") if seconds is None else seconds
 
 
 def _date_value(received: ReceivedResponse) -> float:

@@ -350,7 +350,7 @@ def test_what_a_response_has_beside_decides_nothing() -> None:
     assert len(rules.terms) == 1
 
 
-def test_only_so_many_terms_are_kept_and_none_with_dates() -> None:
+def test_only_so_many_terms_are_kept() -> None:
     rules = CachePolicy()
     for seconds in range(70):
         lines = ((b"cache-control", b"max-age=%d" % seconds),)
@@ -360,10 +360,27 @@ def test_only_so_many_terms_are_kept_and_none_with_dates() -> None:
             assert isinstance(verdict, Admit)
             assert verdict.life.lifetime == seconds
     assert 1 <= len(rules.terms) < 64
-    before = len(rules.terms)
-    dated = ((b"cache-control", b"max-age=7"), (b"last-modified", http_date(NOW)))
-    admit(ReceivedResponse(200, dated, NOW, NOW), PLAIN, rules)
-    assert len(rules.terms) == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        (((b"cache-control", b"max-age=7"),), 1),
+        (((b"cache-control", b"no-store"),), 1),
+        (((b"cache-control", b"public"),), 0),
+        ((), 0),
+    ],
+)
+@pytest.mark.parametrize("name", [b"last-modified", b"expires"])
+def test_terms_are_kept_for_dated_responses_where_the_dates_do_not_decide(
+    lines: tuple[tuple[bytes, bytes], ...], kept: int, name: bytes
+) -> None:
+    rules = CachePolicy()
+    for days in (1, 10):
+        dated = (*lines, (b"date", http_date(NOW)), (name, http_date(NOW - days * DAY)))
+        response = ReceivedResponse(200, dated, NOW, NOW)
+        assert admit(response, PLAIN, rules) == admit(response, PLAIN, CachePolicy())
+    assert len(rules.terms) == kept
 
 
 # --- private responses -------------------------------------------------------------------------------------
