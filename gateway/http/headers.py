@@ -313,7 +313,9 @@ _DATE_FORMS = (
 )  # fmt: skip
 
 
-_LONGEST_DATE = 40  # characters; the longest valid one has 33
+LONGEST_DATE = 40
+"""Characters; the longest valid date has 33."""
+_DAY = 86_400
 
 
 def parse_date(text: str | None, now: float) -> float | None:
@@ -321,32 +323,27 @@ def parse_date(text: str | None, now: float) -> float | None:
 
     `now` settles the century of the two-digit form: a date over fifty years ahead is in the past.
     """
-    if not text or len(text) > _LONGEST_DATE:
-        return None
-    found = _parsed_date(text)
-    return found if found is None or isinstance(found, float) else _date_of(found, now)
+    return None if not text or len(text) > LONGEST_DATE else date_on(text, now // _DAY)
 
 
 @lru_cache(maxsize=512)
-def _parsed_date(text: str) -> float | re.Match[str] | None:
-    """An HTTP date; the match where its year has two digits, whose century depends on now."""
-    match = next((m for form in _DATE_FORMS if (m := form.fullmatch(text))), None)
-    return match if match is None or len(match["year"]) == 2 else _date_of(match, 0.0)
-
-
-def _date_of(match: re.Match[str], now: float) -> float | None:
-    year, day = int(match["year"]), int(match["day"])
+def date_on(text: str, day: float) -> float | None:
+    """The same for a text of at most `LONGEST_DATE` characters, `day` days after the beginning of 1970."""
+    match = next((found for form in _DATE_FORMS if (found := form.fullmatch(text))), None)
+    if match is None:
+        return None
+    year, date = int(match["year"]), int(match["day"])
     hour, minute, second = int(match["hour"]), int(match["minute"]), int(match["second"])
-    if not (1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
+    if not (1 <= date <= 31 and hour < 24 and minute < 60 and second <= 60):
         return None
     if len(match["year"]) == 2:
-        this_year = int(formatdate(now, usegmt=True)[12:16])
+        this_year = int(formatdate(day * _DAY, usegmt=True)[12:16])
         year += this_year - this_year % 100
         if year > this_year + 50:
             year -= 100
     if year == 0:
         return None
-    return float(timegm((year, _MONTHS[match["month"].capitalize()], day, hour, minute, second, 0, 0, 0)))
+    return float(timegm((year, _MONTHS[match["month"].capitalize()], date, hour, minute, second, 0, 0, 0)))
 
 
 @lru_cache(maxsize=512)
