@@ -43,8 +43,8 @@ from gateway.identity.principal import is_of_one_user
 from gateway.limits.limiter import Limiter
 from gateway.limits.route_limits import RouteLimits
 from gateway.observability.metrics import Metrics
-from gateway.policy.keys import Keying, Plan, is_identity, plan, primary_key
-from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
+from gateway.policy.keys import Keying, is_identity, plan, primary_key
+from gateway.policy.rules import CachePolicy, directives_of
 from gateway.routing.admitting import let_in
 from gateway.routing.declared import Declared, has_body, keying_of, local_path, purge_response
 from gateway.routing.fast_path import BlockCache, FastPath
@@ -344,27 +344,24 @@ def asked_of(
 
 
 class Again(msgspec.Struct, frozen=True):
-    """How an aggregate served a request: the edge's data for the next one of its line."""
+    """How an aggregate served a request: the edge's data for the next one of its line. None of the request's fields are
+    kept with it, which may be of 32 KiB. `path` and `parameters` as for `asked_of`."""
 
     aggregate: Aggregate
-    asked: AggregateRequest
-    plan: Plan
-    facts: RequestDirectives
-    target: Target | None
-
-    def __call__(self, exchange: RequestContext) -> CacheRequest:
-        """The request for the engine of a client that asked for the same."""
-        return self.aggregate.ask(exchange, self.plan, self.facts, self.asked.values, self.asked.shown)
+    path: str
+    parameters: dict[str, str] | None
+    target: Target
 
     def recall(self) -> FastPath:
-        aggregate, asked = self.aggregate, self.asked
+        """Without `ask`: no joined response is served stale from memory and refreshed behind; its parts are."""
+        aggregate, asked = self.aggregate, asked_of(self.aggregate, self.path, self.target, (), self.parameters)
         return FastPath(
             route=aggregate.route,
             origin=aggregate.origin,
             target=asked.target,
             tags=aggregate.tags(asked.values, None),
             public=lambda answer: answer,
-            ask=self,
+            ask=None,
             joinable=lambda other: joinable(aggregate, other, asked.values, asked.shown),
         )
 
@@ -440,7 +437,7 @@ class AggregateHandlers:
             # Where a part passes it on, the aggregate's cache is bypassed; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
         if aggregate.admission is None and not aggregate.counts_hits:
-            exchange.recall = Again(aggregate, asked, planned, facts, exchange.target)
+            exchange.recall = Again(aggregate, path, parameters, exchange.target)
         return aggregate.ask(exchange, planned, facts, asked.values, asked.shown, block, stays=stays)
 
     async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:

@@ -7,11 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.aggregates.routes import Again
 from gateway.aggregates.splice_plan import SplicePart, SplicePlan, frame_of
 from gateway.app.gateway import create_app
 from gateway.context import SCOPE_KEY
 from gateway.observability.access_log import silent
 from gateway.testing import StubUpstream, running
+from tests.support.edge_lines import Counted, Line, asked
 from tests.support.gateways import json_answer
 
 
@@ -53,6 +55,29 @@ async def test_parts_that_are_independent_are_joined_from_their_own_entries() ->
     assert fixed.constant == b'{"a":1}'
     assert "/users/7" in user.primary
     assert user.base != news.base
+
+
+async def test_what_the_edge_keeps_of_a_line_has_none_of_the_fields_of_its_request() -> None:
+    """A line is bounded in bytes; the fields of its first request, of up to 32 KiB, are not."""
+    parts = {"a": part(vary=["x-kind"]), "b": part(path="/y", headers={"x-own": "{header.x-own}"})}
+    config = {
+        "redis_url": "none",
+        "upstreams": {"api": {"url": "http://api.test"}},
+        "routes": {"home": {"path": "/home/{user}", "parts": parts}},
+    }
+    app = create_app(config, transport=StubUpstream(json_answer()), log=silent)
+    assert app.edge is not None
+    async with running(app):
+        line = Line(Counted(app))
+        for _ in range(2):  # the second has the header block of the first
+            for number in (1, 2):
+                head = b"GET /home/%d HTTP/1.1\r\nHost: a.test\r\nX-Kind: of-a-client\r\nX-Own: of-a-client\r\n\r\n"
+                assert b"200 OK" in await asked(line, head % number)
+            kept = [*app.edge._expected.values(), *(each.recall for each in app.edge.known_targets.values())]
+            assert len(kept) == 2
+            for each in kept:
+                assert "of-a-client" not in repr(each)
+                assert each.recall().ask is None if isinstance(each, Again) else each.ask is None
 
 
 async def test_a_part_with_headers_of_its_own_sees_none_of_the_clients() -> None:
