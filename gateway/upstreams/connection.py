@@ -450,8 +450,7 @@ class Pool:
             return
         self._used.remove(connection)
         self._free += 1
-        if self._free == 1:
-            self._left.set()
+        self._left.set()
         if keeps and not after:
             self._keep(connection)
         elif keeps and len(self._watched) < self._limit:

@@ -93,7 +93,6 @@ def test_a_module_can_be_read_at_a_sitting(module: str) -> None:
 SHORT = 80
 """Lines of a module that needs a reason of its own where one other imports it."""
 ALONE = {
-    "cache.redis.fleet_key": "what is in Redis, and nothing else of the worker's state",
     "server.start_message": "`server/supervisor.py`, its importer, is near its limit of lines",
     "server.bootstrap": "what a process runs before it imports the rest; nothing imports it",
     "upstreams.health": "`upstreams/client.py`, its importer, is near its limit of lines",
