@@ -77,8 +77,8 @@ MUTANTS = (
     ),
     Mutant(
         "policy.storability",
-        'for name in ("s-maxage", "max-age"):',
-        'for name in ("max-age", "s-maxage"):',
+        'seconds = directives.seconds("s-maxage")',
+        'seconds = directives.seconds("max-age")',
         "unit/policy/test_storability",
     ),
     Mutant(
@@ -185,8 +185,8 @@ GUARDS = (
     # What Redis says: by the pipe, in records, in leases, in the streams.
     Mutant(
         "cache.redis.reader",
-        "if mark != self._waiting[0].mark and not refused:",
-        "if False:",
+        "elif not isinstance(replies[number], hiredis.ReplyError):",
+        "elif False:",
         "unit/cache/redis/test_reader",
     ),
     Mutant("cache.redis.reader", "if left <= 0 and self._overdue:", "if False:", "unit/cache/redis/test_reader"),
