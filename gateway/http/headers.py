@@ -10,7 +10,6 @@ syntax error anywhere is ignored as a whole (§4.2).
 
 from __future__ import annotations
 
-import math
 import re
 from calendar import timegm
 from collections.abc import Iterable, Sequence
@@ -313,8 +312,7 @@ _DATE_FORMS = (
 )  # fmt: skip
 
 
-LONGEST_DATE = 40
-"""Characters; the longest valid date has 33."""
+_LONGEST_DATE = 40  # characters; the longest valid one has 33
 _DAY = 86_400
 
 
@@ -323,12 +321,12 @@ def parse_date(text: str | None, now: float) -> float | None:
 
     `now` settles the century of the two-digit form: a date over fifty years ahead is in the past.
     """
-    return None if not text or len(text) > LONGEST_DATE else date_on(text, now // _DAY)
+    return None if not text or len(text) > _LONGEST_DATE else _date_on(text, now // _DAY)
 
 
 @lru_cache(maxsize=512)
-def date_on(text: str, day: float) -> float | None:
-    """The same for a text of at most `LONGEST_DATE` characters, `day` days after the beginning of 1970."""
+def _date_on(text: str, day: float) -> float | None:
+    """The same for a text of at most `_LONGEST_DATE` characters, `day` days after the beginning of 1970."""
     match = next((found for form in _DATE_FORMS if (found := form.fullmatch(text))), None)
     if match is None:
         return None
@@ -347,9 +345,10 @@ def date_on(text: str, day: float) -> float | None:
 
 
 @lru_cache(maxsize=512)
-def http_date(second: float) -> bytes:
-    """The preferred form of an HTTP date, as in `Date` (RFC 9110 §5.6.7); remembered best by the whole second."""
-    return formatdate(math.floor(second), usegmt=True).encode("ascii")
+def http_date(second: int) -> bytes:
+    """The preferred form of an HTTP date, as in `Date` (RFC 9110 §5.6.7). It is kept by the second: a fraction would
+    be kept by itself."""
+    return formatdate(second, usegmt=True).encode("ascii")
 
 
 def opaque_tag(tag: str) -> str:
