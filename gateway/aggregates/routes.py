@@ -423,8 +423,8 @@ class AggregateHandlers:
         headers, route = exchange.headers, aggregate.route
         asked = asked_of(aggregate, path, exchange.target, headers, parameters)
         if block is not None and "x-request-id" not in (route.keying.vary or ()):
-            known = block.planned.get((route.name, exchange.method)) or block.plans(route, exchange.method)
-            planned, facts = known[0].plan(aggregate.origin, asked.target), known[1]
+            fields, facts = block.planned(route, exchange.method)
+            planned = fields.plan(aggregate.origin, asked.target)
         else:
             planned = plan(route.keying, aggregate.origin, asked.target, headers, has_body=has_body(headers))
             facts = directives_of(exchange.method, headers, route.rules)

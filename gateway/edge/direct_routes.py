@@ -142,15 +142,12 @@ class Patterns:
         self._of = 0
 
     def __call__(self) -> tuple[Pattern, ...]:
-        if len(self._routes()) != self._of:
-            self._make()
-        return self._made
-
-    def _make(self) -> None:
         routes = self._routes()
-        self._of = len(routes)
-        self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
-        self._plain, self._groups = _one_of(self._made)
+        if len(routes) != self._of:
+            self._of = len(routes)
+            self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
+            self._plain, self._groups = _one_of(self._made)
+        return self._made
 
     def direct(self, path: str) -> Direct | None:
         """The declared route that a decoded path leads to; None for another kind of route, and for none."""
@@ -162,8 +159,7 @@ class Patterns:
         plain = _PLAIN_LINE.fullmatch(line)
         if plain is None:
             return None
-        if len(self._routes()) != self._of:
-            self._make()
+        self()
         path = plain[1].decode("ascii")
         match = self._plain.match(path)
         if match is None or match.lastindex is None:

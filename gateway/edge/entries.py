@@ -61,7 +61,7 @@ class HeaderBlock:
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("admitted", "credential", "described", "for_parts", "planned", "prefixed", "takes_content", "traced"),
+        *("_planned", "admitted", "credential", "described", "for_parts", "prefixed", "takes_content", "traced"),
         *("vary", "views"),
     )
 
@@ -92,7 +92,7 @@ class HeaderBlock:
         self.bases: dict[KnownRoute, str | None] = {}
         self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}
-        self.planned: dict[tuple[str, str], tuple[PlannedFields, RequestDirectives]] = {}
+        self._planned: dict[tuple[str, str], tuple[PlannedFields, RequestDirectives]] = {}
         self.memos: dict[bytes, Memo] = {}
         self.views: dict[KnownRoute, HeaderBlock] = {}
 
@@ -117,11 +117,13 @@ class HeaderBlock:
         self.bases[known] = base
         return base
 
-    def plans(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
-        """Of a request with this block, what does not depend on its target; kept in `planned`."""
-        made = PlannedFields.of(route.keying, self.headers), directives_of(method, self.headers, route.rules)
-        self.planned[route.name, method] = made
-        return made
+    def planned(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
+        """Of a request with this block, what does not depend on its target."""
+        known = self._planned.get((route.name, method))
+        if known is None:
+            known = PlannedFields.of(route.keying, self.headers), directives_of(method, self.headers, route.rules)
+            self._planned[route.name, method] = known
+        return known
 
 
 def _is_unseen(name: str) -> bool:

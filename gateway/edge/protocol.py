@@ -443,12 +443,8 @@ class StoredResponse:
         self._repeat = repeat
         self._line, self._request_id, self._began = line, request_id, began
 
-    @property
-    def planned(self) -> Mapping[tuple[str, str], tuple[PlannedFields, RequestDirectives]]:
-        return self._repeat.block.planned
-
-    def plans(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
-        return self._repeat.block.plans(route, method)
+    def planned(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
+        return self._repeat.block.planned(route, method)
 
     def is_written(self, scope: Scope, base: str, target: str) -> bool:
         """Write the stored response with this base key for this target; False if the app must."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -21,12 +21,8 @@ from gateway.policy.rules import RequestDirectives
 class PlanCache(Protocol):
     """A parsed header block, by which its requests are planned."""
 
-    @property
-    def planned(self) -> Mapping[tuple[str, str], tuple[PlannedFields, RequestDirectives]]:
-        """What is known of its requests, by the name of the route and the method."""
-
-    def plans(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
-        """The same, not known before."""
+    def planned(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
+        """What its requests with this method come to on a route, whatever their target."""
 
 
 class PartFields(msgspec.Struct):

@@ -107,8 +107,8 @@ class Prepare:
         block: PlanCache | None = scope.get(STORED_KEY)
         if block is None or headers is not exchange.headers or "x-request-id" in (route.keying.vary or ()):
             return plan(route.keying, origin, target, headers, has_body=has_body(headers))
-        planned, _ = block.planned.get((route.name, exchange.method)) or block.plans(route, exchange.method)
-        return planned.plan(origin, target)
+        fields, _ = block.planned(route, exchange.method)
+        return fields.plan(origin, target)
 
     def _note_overrides(self, request: Request, reading: Reading) -> None:
         """An override (`app.dependency_overrides`) is not in the tree, and is handed FastAPI's own request."""

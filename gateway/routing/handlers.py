@@ -205,8 +205,8 @@ class Handlers:
         if content is not None:
             headers = without(headers, b"range", b"if-range")  # a range is one of a GET (RFC 9110 §14.2)
         if block is not None and "x-request-id" not in (keying.vary or ()):
-            known = block.planned.get((route.name, exchange.method)) or block.plans(route.engine_route, exchange.method)
-            planned, facts = known[0].plan(route.upstream.name, origin.target), known[1]
+            fields, facts = block.planned(route.engine_route, exchange.method)
+            planned = fields.plan(route.upstream.name, origin.target)
         else:
             with_body = body is not None and content is None
             planned = plan(keying, route.upstream.name, origin.target, headers, has_body=with_body, content=content)
