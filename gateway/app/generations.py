@@ -108,14 +108,11 @@ class Generations:
             await self._live(scope, receive, send)
             return
         current = self.current
-        underway = current.underway
-        underway.count += 1
+        current.underway.began()
         try:
             await current.app(scope, receive, send)
         finally:
-            underway.count -= 1
-            if underway.waiting:
-                underway.ended()
+            current.underway.ended()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

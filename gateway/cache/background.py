@@ -79,28 +79,30 @@ async def end(task: asyncio.Task[None] | None) -> None:
 
 
 class Underway:
-    """Counts requests from their beginning to the end of their answers; `none` waits until there are none. Who begins
-    and ends one changes `count`, and then calls `ended` if anybody is `waiting`."""
+    """Counts requests from their beginning to the end of their answers; `none` waits until there are none."""
 
-    __slots__ = ("count", "waiting")
+    __slots__ = ("_waiting", "count")
 
     def __init__(self) -> None:
         self.count = 0
-        self.waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
         return f"<Underway {self.count}>"
 
+    def began(self) -> None:
+        self.count += 1
+
     def ended(self) -> None:
-        """Let those who wait go on, if there are no more requests."""
-        if not self.count:
-            for waiting in self.waiting:
+        self.count -= 1
+        if self._waiting and not self.count:
+            for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(None)
-            self.waiting.clear()
+            self._waiting.clear()
 
     async def none(self) -> None:
         """Wait until no request is under way."""
         while self.count:
-            self.waiting.append(waiting := asyncio.get_running_loop().create_future())
+            self._waiting.append(waiting := asyncio.get_running_loop().create_future())
             await waiting

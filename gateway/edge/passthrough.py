@@ -181,7 +181,7 @@ class PassThroughRequest(msgspec.Struct, eq=False):
     def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
         assert self.ask is not None
         self._connection, self._close = connection, close
-        self._pass_through.underway.count += 1
+        self._pass_through.underway.began()
         self._task = loop.create_task(self._run(connection, self.ask))
         connection.tasks.add(self._task)
         # The request for the engine leads back to this one, by its callback for interim responses. A cycle would keep
@@ -248,10 +248,8 @@ class PassThroughRequest(msgspec.Struct, eq=False):
     def _finish(self, connection: Connection) -> None:
         assert self._task is not None
         connection.tasks.discard(self._task)
-        self._task, underway = None, self._pass_through.underway
-        underway.count -= 1
-        if underway.waiting:
-            underway.ended()
+        self._task = None
+        self._pass_through.underway.ended()
 
     def _tell(self, status: int) -> None:
         exchange, pass_through = self.exchange, self._pass_through

@@ -104,37 +104,32 @@ async def test_nothing_under_way_is_nothing_to_wait_for() -> None:
     await asyncio.wait_for(Underway().none(), 5)
 
 
-def end_one(underway: Underway) -> None:
-    underway.count -= 1
-    underway.ended()
-
-
 async def test_all_who_wait_are_woken_by_the_last_request_and_wait_again_for_one_that_began_meanwhile() -> None:
     underway = Underway()
-    underway.count += 1
-    underway.count += 1
+    underway.began()
+    underway.began()
     waiting = [asyncio.ensure_future(underway.none()) for _ in range(2)]
     await asyncio.sleep(0)
-    end_one(underway)
+    underway.ended()
     await asyncio.sleep(0)
     assert not any(each.done() for each in waiting)
-    end_one(underway)
-    underway.count += 1  # before those that wait have run
+    underway.ended()
+    underway.began()  # before those that wait have run
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not any(each.done() for each in waiting)
-    end_one(underway)
+    underway.ended()
     await asyncio.wait_for(asyncio.gather(*waiting), 5)
 
 
 async def test_one_that_no_longer_waits_does_not_disturb_the_end() -> None:
     underway = Underway()
-    underway.count += 1
+    underway.began()
     waiting = asyncio.ensure_future(underway.none())
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])
-    end_one(underway)
+    underway.ended()
     assert underway.count == 0
 
 
