@@ -146,8 +146,8 @@ class Coalescer:
             self._forget(flight)
             if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
                 await flight.land(landing if landing is not None else _stopping(origin))
-        stored = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
-        if not ask.route.made and (stored or flight.lease.standing is Standing.HELD):
+        is_kept = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
+        if not ask.route.made and (is_kept or flight.lease.standing is Standing.HELD):
             if spawns:
                 self._background.begin(partial(self._after, flight, landing))
             else:
@@ -156,8 +156,7 @@ class Coalescer:
 
     def _after(self, flight: Flight, landing: Landing) -> Awaitable[object]:
         """Store what landed in the shared tier, then give the lease back."""
-        kept = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
-        values = self._tiers.shared_values(landing.stored) if isinstance(landing, Landed) and kept else []
+        values = self._tiers.shared_values(landing.stored) if isinstance(landing, Landed) and landing.kept else []
         mark, life = self._mark(flight, landing)
         return self._leases.give_back(flight.lease, mark, life, after=values)
 

@@ -198,8 +198,7 @@ class Engine:
             decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
         match decision:
             case Miss():
-                others = self.tiers.memory.indices.entries and self.tiers.has_others(request.wanted)
-                reason = "vary-miss" if others else "miss"
+                reason = "vary-miss" if self.tiers.has_others(request.wanted) else "miss"
                 return await self._ask_upstream(request, None, reason)
             case Hit():
                 return self._hit(request, decision.stored, found.tier)

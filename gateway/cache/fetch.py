@@ -380,10 +380,8 @@ class Fetcher:
         secret = request.route.keying.identity_key
         if vary:
             key = variant_key(request.plan.base, vary, request.headers, secret)
-        elif self._tiers.memory.indices.entries:
-            key = self._tiers.flight_key(request.wanted)
         else:
-            key = request.plan.base
+            key = self._tiers.flight_key(request.wanted)
         if not request.facts.authorized or not request.route.follows_origin:
             return key
         identity = _line_of([pair for pair in request.plan.forward if pair[0] == b"authorization"], request)

@@ -116,7 +116,7 @@ class TieredStore:
 
     def flight_key(self, wanted: Selection) -> str:
         """The key of the variant that a request will most likely get, by what the newest response varied on."""
-        index = self.memory.index(wanted.plan.primary)
+        index = self.memory.index(wanted.plan.primary) if self.memory.indices.entries else None
         return wanted.plan.base if index is None else likely_key(index, wanted.plan.base, wanted.suffixes)
 
     def has_others(self, wanted: Selection) -> bool:

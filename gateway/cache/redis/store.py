@@ -425,9 +425,9 @@ class RedisStore:
         then(replies)
 
     async def _in_turn(self, commands: Sequence[Command]) -> list[Any] | None:
-        """The same by the client, of which only a limited number are in flight: a thousand misses at once would need a
-        connection each, and fail without one, which would count as a failure of Redis. None also if their turn did not
-        come in time, which is not a failure of Redis."""
+        """What `_sent` returns, by redis-py's client. Only a limited number are in flight: a thousand misses at once
+        would need a connection each, and fail without one, which would count as a failure of Redis. None also if their
+        turn did not come in time, which is not a failure of Redis."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
