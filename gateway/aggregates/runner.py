@@ -109,7 +109,7 @@ class Run:
         self.kit = kit
         self.wanting = wanting
         self.shown = shown
-        self.order = kit.plan.sequences.get(shown) or kit.plan.sequence(shown)
+        self.order = kit.plan.sequence(shown)
         self.results: dict[str, Resolved] = {}
         self.values: dict[str, JsonValue] = {}
         self.complete = True

@@ -109,18 +109,17 @@ class PartPlan:
 
     def sequence(self, shown: tuple[str, ...]) -> tuple[str, ...]:
         """The parts to request in order to show `shown`, dependencies first."""
-        known = self.sequences.get(shown)
+        known = self._sequences.get(shown)
         if known is None:
             wanted = self.closure(shown)
             # Selections come from clients, but are names of parts in their order: at most 2^parts of them.
-            if len(self.sequences) > 1000:
-                self.sequences.clear()
-            known = self.sequences[shown] = tuple(name for name in self.order if name in wanted)
+            if len(self._sequences) > 1000:
+                self._sequences.clear()
+            known = self._sequences[shown] = tuple(name for name in self.order if name in wanted)
         return known
 
     @cached_property
-    def sequences(self) -> dict[tuple[str, ...], tuple[str, ...]]:
-        """Those that were asked for before."""
+    def _sequences(self) -> dict[tuple[str, ...], tuple[str, ...]]:
         return {}
 
     @cached_property

@@ -39,7 +39,7 @@ class Tally:
         self.count += 1
         self.seconds += seconds
         if seconds > SECONDS[0]:
-            self.slow[bisect_left(SECONDS, seconds)] += 1
+            self.add_slow(seconds)
 
     def add_slow(self, seconds: float) -> None:
         self.slow[bisect_left(SECONDS, seconds)] += 1
@@ -96,8 +96,7 @@ class Metrics:
         self.registry.register(collector)
 
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
-        tally = self._tallies.get((route, outcome.result, status // 100)) or self.tally(route, outcome.result, status)
-        tally.add(seconds)
+        self.tally(route, outcome.result, status).add(seconds)
 
     def tally(self, route: str, result: Result, status: int) -> Tally:
         """The tally of requests with this outcome, for callers that keep it."""

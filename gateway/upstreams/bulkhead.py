@@ -151,7 +151,7 @@ class RetryBudget:
     failing upstream gets at most 1 + `share` times the clients' requests.
     """
 
-    __slots__ = ("_reserve", "_share", "_tokens", "denied", "full", "spent")
+    __slots__ = ("_reserve", "_share", "_tokens", "denied", "spent")
 
     def __init__(self, share: float, reserve: float = 10.0) -> None:
         self.spent = 0
@@ -159,15 +159,12 @@ class RetryBudget:
         self._share = share
         self._reserve = reserve
         self._tokens = reserve if share else 0.0
-        self.full = bool(share)
-        """Whether a request adds nothing to it."""
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self._tokens:.1f} left, {self.spent} spent, {self.denied} denied>"
 
     def asked(self) -> None:
         self._tokens = min(self._reserve, self._tokens + self._share)
-        self.full = self._tokens >= self._reserve
 
     def take(self) -> bool:
         """Whether a request may be repeated now."""
@@ -175,6 +172,5 @@ class RetryBudget:
             self.denied += 1
             return False
         self._tokens -= 1
-        self.full = False
         self.spent += 1
         return True

@@ -196,8 +196,7 @@ class Upstream:
             sending.headers, sending.constants = changes.applied(sending.headers), changes.added
 
     async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
-        if not self.budget.full:
-            self.budget.asked()
+        self.budget.asked()
         upload = None
         if sending.body is not None and not isinstance(sending.body, bytes):
             upload = sending.body = Upload(sending.body)

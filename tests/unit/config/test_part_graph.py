@@ -43,7 +43,7 @@ def test_a_selection_is_asked_for_in_the_order_of_its_needs_and_no_more_than_a_t
         assert set(asked) == {*shown, *(["p10"] if "p0" in shown else [])}
         assert "p0" not in shown or asked.index("p10") < asked.index("p0")
         assert plan.sequence(shown) is asked
-        assert len(plan.sequences) <= 1001
+        assert len(plan._sequences) <= 1001
 
 
 def test_a_part_that_names_a_route_needs_no_path_where_the_aggregates_has_its_parameters() -> None:

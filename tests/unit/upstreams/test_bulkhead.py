@@ -131,17 +131,5 @@ def test_a_budget_of_nothing_gives_nothing() -> None:
     assert not RetryBudget(0.0).take()
 
 
-def test_a_budget_is_full_until_a_retry_and_again_after_so_many_requests() -> None:
-    budget = RetryBudget(0.5)
-    assert budget.full
-    assert budget.take()
-    assert not budget.full
-    budget.asked()
-    assert not budget.full
-    budget.asked()
-    assert budget.full
-    assert not RetryBudget(0.0).full
-
-
 def test_the_budget_is_shown_with_what_it_did() -> None:
     assert repr(RetryBudget(0.1)) == "<RetryBudget 10.0 left, 0 spent, 0 denied>"
