@@ -326,6 +326,8 @@ class Edge:
 
     def _kept(self, known_target: KnownTarget, key: str, ready: PreparedResponse) -> PreparedResponse:
         known = known_target.known.ready
+        if len(key) > REMEMBERED:  # of fields of up to 32 KiB: it is prepared anew each time
+            return ready
         if key not in known:
             self._order.append((known, key))
             if len(self._order) > self._most:

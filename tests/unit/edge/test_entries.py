@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import httpx
+
+from gateway.edge.header_block import REMEMBERED
 from gateway.edge.hits import LINE_BYTES
-from tests.support.edge_lines import GET, Line, asked, plain
+from gateway.testing import StubUpstream
+from tests.support.edge_lines import GET, Counted, Line, asked, plain
+from tests.support.gateways import gateway
 
 
 async def test_another_generation_of_routes_knows_nothing_of_the_last() -> None:
@@ -29,6 +34,19 @@ async def test_what_is_remembered_is_bounded() -> None:
     assert len(edge.blocks) <= most // 4 + 1
     assert len(edge._order) <= most
     assert len(edge.memos) <= most
+
+
+async def test_no_long_key_is_kept_though_its_response_is_served() -> None:
+    routes = {"o": {"path": "/o/{id}", "upstream": "api", "ttl": "1m"}}
+    app = Counted(gateway(StubUpstream(lambda _: httpx.Response(200, content=b"body")), routes=routes))
+    line = Line(app)
+    for length, kept in ((2 * REMEMBERED, 0), (REMEMBERED // 2, 1)):
+        request = GET % (b"Accept-Language: %b\r\n" % (b"k" * length))
+        for _ in range(4):
+            answer = await asked(line, request)
+        assert b"gateway; hit" in answer
+        assert len(app.edge._order) == kept
+    assert app.passed == 2  # the edge served the others
 
 
 async def test_a_line_is_prepared_for_when_it_comes_again() -> None:
