@@ -35,7 +35,7 @@ from gateway.upstreams.request import ORDINARY, Interim, Patience
 from gateway.upstreams.response import Fetched, LimitedBody, WholeBody, too_large
 
 VIA = (b"via", b"1.1 gateway")
-STATUS_CLASSES = tuple(f"{digit}xx" for digit in range(10))
+_STATUS_CLASSES = tuple(f"{digit}xx" for digit in range(10))
 """The result of a request as the metrics name it, by the first digit of its status."""
 
 
@@ -89,7 +89,7 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
             fetched = await self.upstream.fetch(
                 method, self.target, sent, body, self.interim, patience, bounded=bounded, changes=self.changes
             )
-            result = STATUS_CLASSES[fetched.status // 100]
+            result = _STATUS_CLASSES[fetched.status // 100]
             if self.largest is not None:
                 fetched = await self._limited(method, fetched, self.largest)
         except UpstreamError as error:

@@ -172,9 +172,9 @@ class Upstream:
         breaker open, connection failed, timeout, invalid response.
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
-        here = body is None or isinstance(body, bytes)
-        until = asyncio.get_running_loop().time() + timeout if here else None
-        sending = Sending(method, target, headers, body, interim, patience, timeout, until, bounded)
+        sending = Sending(method, target, headers, body, interim, patience, timeout, None, bounded)
+        if sending.is_here:
+            sending.until = asyncio.get_running_loop().time() + timeout
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
         traceparent = PASSED_ON.get()
