@@ -1,7 +1,8 @@
 """Direct routes: declared routes that are served without ASGI, and how a request line finds its route.
 
 `Patterns` tries the paths of all routes of the app in their order, as Starlette would; for a plain line, one pattern
-does. A `Direct` makes the request for the engine, and tells the edge how the next one of the line is served.
+does. A `Direct` makes the request for the engine, and leaves in its context how the next one of the line is served
+(`RequestContext.recall`).
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class DirectRoute:
         assert exchange.target is not None
         route, own = self.route, exchange.target.path
         if parameters is not None:
-            plain = route.target.plain_path
+            plain = route.target.plain_path  # values of a plain path are in their one form already
             target = plain % parameters if plain else route.whole_target(parameters, ())
         else:
             target, parameters = route.upstream_target(own, exchange.target.query)

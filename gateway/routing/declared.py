@@ -117,7 +117,8 @@ class Declared:
         return self._target(parameters, selected), parameters
 
     def whole_target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
-        """The same for a request that bypasses the cache: no response is shared, so its query is unchanged."""
+        """The same with an unchanged query: that of a request that bypasses the cache, as no response is shared; or
+        none."""
         return self._target(parameters, query)
 
     def origin(self, target: str, request_id: str, metrics: Metrics, interim: Interim | None = None) -> UpstreamOrigin:
