@@ -24,6 +24,7 @@ OF_NO_MODULE = {
     "loadtests": "the load tests' users",
     "mirror": "this",
     "monitoring": "dashboards and alert rules",
+    "mutants": "the lines that are broken to see tests fail",
     "order": "the order of tests",
     "packages": "dependencies",
     "prose": "the words of texts",
