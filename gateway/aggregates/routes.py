@@ -423,7 +423,7 @@ class AggregateHandlers:
         headers, route = exchange.headers, aggregate.route
         asked = asked_of(aggregate, path, exchange.target, headers, parameters)
         if block is not None and "x-request-id" not in (route.keying.vary or ()):
-            fields, facts = block.planned(route, exchange.method)
+            fields, facts = block.planned[route, exchange.method]
             planned = fields.plan(aggregate.origin, asked.target)
         else:
             planned = plan(route.keying, aggregate.origin, asked.target, headers, has_body=has_body(headers))

@@ -31,7 +31,6 @@ from gateway.app.exception_handlers import GATEWAYS_OWN
 from gateway.app.middleware import log_ignored
 from gateway.app.python_routes import Binding
 from gateway.app.worker_state import Answering, WorkerState, shared_store
-from gateway.cache.background import Underway
 from gateway.cache.purge_log import PurgeReport
 from gateway.cache.shared_store import NoShared, SharedStore
 from gateway.clock import Clock, SystemClock
@@ -43,6 +42,7 @@ from gateway.config.tls import files_of, fingerprint
 from gateway.config.upstream import UpstreamConfig
 from gateway.config.validation import without_cache
 from gateway.edge.direct_routes import Direct, Patterns
+from gateway.edge.guard import Underway
 from gateway.edge.hits import Edge
 from gateway.edge.passthrough import PassThrough
 from gateway.explain.explainer import Explainer

@@ -13,10 +13,9 @@ from fastapi.dependencies import models
 from starlette.types import Receive, Scope, Send
 
 from gateway.app.generation import Generation
-from gateway.cache.background import Underway
 from gateway.config.loader import Loaded
 from gateway.config.tls import files_of, fingerprint
-from gateway.edge.guard import ConnectionGuard
+from gateway.edge.guard import ConnectionGuard, Underway
 from gateway.edge.hits import Edge
 from gateway.upstreams.client import Upstream
 

@@ -19,7 +19,7 @@ from gateway.policy.rules import CachePolicy, RequestDirectives
 from gateway.upstreams.response import Fetched
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """A route as the engine sees it, made once when the configuration is read.
 

@@ -32,9 +32,9 @@ from gateway.policy.entry import Entry
 from gateway.policy.epochs import EVERYTHING, Epochs, key_name, route_name, tag_name
 from gateway.policy.identity_key import UNKEYED, IdentityKey
 from gateway.policy.keys import PlannedFields, key_hash, primary_and_stem
-from gateway.policy.rules import CachePolicy, RequestDirectives, directives_of
+from gateway.policy.rules import CachePolicy
 from gateway.policy.vary import Suffixes, VaryIndex
-from gateway.routing.fast_path import Admit, FastPath, PartFields
+from gateway.routing.fast_path import Admit, FastPath, PartFields, Planned
 
 # The fields that make a request more than a plain one; the app handles those.
 NOT_PLAIN = frozenset(
@@ -61,7 +61,7 @@ class HeaderBlock:
 
     __slots__ = (
         *("bases", "clients", "close", "form", "headers", "host", "keep", "memos", "origin", "plain", "proxied"),
-        *("_planned", "admitted", "credential", "described", "for_parts", "prefixed", "takes_content", "traced"),
+        *("admitted", "credential", "described", "for_parts", "planned", "prefixed", "takes_content", "traced"),
         *("vary", "views"),
     )
 
@@ -92,7 +92,7 @@ class HeaderBlock:
         self.bases: dict[KnownRoute, str | None] = {}
         self.vary = Suffixes(headers, _is_unseen, identity_key)
         self.clients: dict[str, bytes] = {}
-        self._planned: dict[tuple[str, str], tuple[PlannedFields, RequestDirectives]] = {}
+        self.planned = Planned(headers)
         self.memos: dict[bytes, Memo] = {}
         self.views: dict[KnownRoute, HeaderBlock] = {}
 
@@ -116,14 +116,6 @@ class HeaderBlock:
         base = None if planned.bypass is not None or unshared or unseen else planned.suffix
         self.bases[known] = base
         return base
-
-    def planned(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
-        """Of a request with this block, what does not depend on its target."""
-        known = self._planned.get((route.name, method))
-        if known is None:
-            known = PlannedFields.of(route.keying, self.headers), directives_of(method, self.headers, route.rules)
-            self._planned[route.name, method] = known
-        return known
 
 
 def _is_unseen(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 Decides how many connections and requests may be open, whether one more is admitted, the response to a refused client,
 and when a connection is checked for being slow. It must not know the content of a connection: `client_connection` asks
-for admission before a request is processed.
+for admission before a request is processed. `Underway` counts the requests of one generation of the app, for its end.
 
 Timeouts don't have their own timers: one sweep twice a second checks every connection. A request then costs one
 assignment instead of a timer (0.6 µs on uvloop to set and cancel; a sweep over 10,000 connections takes some 2 ms).
@@ -239,3 +239,33 @@ def _refusal_head(refused: RequestRefused, request_id: str, length: int) -> byte
     if status == 405:
         fields.append(b"allow: " + ALLOW)
     return b"\r\n".join([*fields, b"connection: close", b"", b""])
+
+
+class Underway:
+    """Counts requests from their beginning to the end of their answers; `none` waits until there are none."""
+
+    __slots__ = ("_waiting", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Underway {self.count}>"
+
+    def began(self) -> None:
+        self.count += 1
+
+    def ended(self) -> None:
+        self.count -= 1
+        if self._waiting and not self.count:
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._waiting.clear()
+
+    async def none(self) -> None:
+        """Wait until no request is under way."""
+        while self.count:
+            self._waiting.append(waiting := asyncio.get_running_loop().create_future())
+            await waiting

@@ -38,8 +38,8 @@ from gateway.streams.shared_body import SharedBody
 from gateway.upstreams.response import Body, ResponseBody, WholeBody
 
 if TYPE_CHECKING:
-    from gateway.cache.background import Underway
     from gateway.cache.engine import Engine
+    from gateway.edge.guard import Underway
     from gateway.edge.header_block import Repeat
     from gateway.http.request_parser import Limits, Line, Request
     from gateway.observability.metrics import Metrics

@@ -18,7 +18,6 @@ from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.cache.request import Route
 from gateway.context import LOOKED_KEY, STORED_KEY, TARGET_KEY, WRITTEN_KEY, exchange_of
 from gateway.edge.client_connection import ClientConnection
 from gateway.edge.entries import HeaderBlock, KnownTarget
@@ -32,9 +31,7 @@ from gateway.errors import RequestRefused
 from gateway.http.headers import Headers
 from gateway.http.request_parser import Line, Request, read_line, read_request
 from gateway.http.target import Target
-from gateway.policy.keys import PlannedFields
-from gateway.policy.rules import RequestDirectives
-from gateway.routing.fast_path import FastPath
+from gateway.routing.fast_path import FastPath, Planned
 from gateway.routing.handler_settings import STATE
 
 
@@ -443,8 +440,9 @@ class StoredResponse:
         self._repeat = repeat
         self._line, self._request_id, self._began = line, request_id, began
 
-    def planned(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
-        return self._repeat.block.planned(route, method)
+    @property
+    def planned(self) -> Planned:
+        return self._repeat.block.planned
 
     def is_written(self, scope: Scope, base: str, target: str) -> bool:
         """Write the stored response with this base key for this target; False if the app must."""

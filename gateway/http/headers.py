@@ -312,7 +312,8 @@ _DATE_FORMS = (
 )  # fmt: skip
 
 
-_LONGEST_DATE = 40  # characters; the longest valid one has 33
+DATE_LENGTH = 40
+"""Characters of a text that are read as a date; the longest valid one has 33, so that what is longer is none."""
 _DAY = 86_400
 
 
@@ -321,12 +322,12 @@ def parse_date(text: str | None, now: float) -> float | None:
 
     `now` settles the century of the two-digit form: a date over fifty years ahead is in the past.
     """
-    return None if not text or len(text) > _LONGEST_DATE else _date_on(text, now // _DAY)
+    return date_on(text[:DATE_LENGTH], now // _DAY) if text else None
 
 
 @lru_cache(maxsize=512)
-def _date_on(text: str, day: float) -> float | None:
-    """The same for a text of at most `_LONGEST_DATE` characters, `day` days after the beginning of 1970."""
+def date_on(text: str, day: float) -> float | None:
+    """The same for a text cut to `DATE_LENGTH`, `day` days after the beginning of 1970, and kept by both."""
     match = next((found for form in _DATE_FORMS if (found := form.fullmatch(text))), None)
     if match is None:
         return None

@@ -12,12 +12,14 @@ from itertools import chain
 import msgspec
 
 from gateway.http.headers import (
+    DATE_LENGTH,
     HOP_BY_HOP,
     NO_DIRECTIVES,
     CacheControl,
     Headers,
     combined,
     connection_named,
+    date_on,
     dictionary,
     end_to_end,
     first,
@@ -364,7 +366,7 @@ def initial_age(received: ReceivedResponse, named: Mapping[bytes, bytes]) -> flo
     """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it. `named` has the first
     line of each field."""
     arrived, dated = received.arrived, named.get(b"date", b"")
-    date = parse_date(dated.decode("latin-1"), arrived)
+    date = date_on(dated[:DATE_LENGTH].decode("latin-1"), arrived // DAY)
     delay = max(0.0, arrived - received.sent)
     # `Date` has whole seconds: an upstream on our own clock must not make every response a second old.
     apparent = 0.0 if date is None or arrived - date < 1.0 + delay else arrived - date

@@ -15,14 +15,28 @@ from gateway.http.target import Target
 from gateway.identity.admission import Admission
 from gateway.identity.principal import Principal
 from gateway.policy.keys import Keying, PlannedFields
-from gateway.policy.rules import RequestDirectives
+from gateway.policy.rules import RequestDirectives, directives_of
+
+
+class Planned(dict[tuple[Route, str], tuple[PlannedFields, RequestDirectives]]):
+    """What requests with these fields come to by route and method, whatever their target; made when it is asked for."""
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
+
+    def __missing__(self, asked: tuple[Route, str]) -> tuple[PlannedFields, RequestDirectives]:
+        (route, method), headers = asked, self._headers
+        made = self[asked] = PlannedFields.of(route.keying, headers), directives_of(method, headers, route.rules)
+        return made
 
 
 class PlanCache(Protocol):
     """A parsed header block, by which its requests are planned."""
 
-    def planned(self, route: Route, method: str) -> tuple[PlannedFields, RequestDirectives]:
-        """What its requests with this method come to on a route, whatever their target."""
+    @property
+    def planned(self) -> Planned: ...
 
 
 class PartFields(msgspec.Struct):

@@ -107,7 +107,7 @@ class Prepare:
         block: PlanCache | None = scope.get(STORED_KEY)
         if block is None or headers is not exchange.headers or "x-request-id" in (route.keying.vary or ()):
             return plan(route.keying, origin, target, headers, has_body=has_body(headers))
-        fields, _ = block.planned(route, exchange.method)
+        fields, _ = block.planned[route, exchange.method]
         return fields.plan(origin, target)
 
     def _note_overrides(self, request: Request, reading: Reading) -> None:

@@ -205,7 +205,7 @@ class Handlers:
         if content is not None:
             headers = without(headers, b"range", b"if-range")  # a range is one of a GET (RFC 9110 §14.2)
         if block is not None and "x-request-id" not in (keying.vary or ()):
-            fields, facts = block.planned(route.engine_route, exchange.method)
+            fields, facts = block.planned[route.engine_route, exchange.method]
             planned = fields.plan(route.upstream.name, origin.target)
         else:
             with_body = body is not None and content is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.cache.background import Background, Underway, end
+from gateway.cache.background import Background, end
 
 
 async def test_a_task_that_fails_is_reported_and_the_others_go_on() -> None:
@@ -101,36 +101,6 @@ async def test_nothing_under_way_is_nothing_to_wait_for() -> None:
     background = Background()
     for waiting in (background.settle(), background.outlast(), background.drain(60), background.cancel()):
         await asyncio.wait_for(waiting, 5)
-    await asyncio.wait_for(Underway().none(), 5)
-
-
-async def test_all_who_wait_are_woken_by_the_last_request_and_wait_again_for_one_that_began_meanwhile() -> None:
-    underway = Underway()
-    underway.began()
-    underway.began()
-    waiting = [asyncio.ensure_future(underway.none()) for _ in range(2)]
-    await asyncio.sleep(0)
-    underway.ended()
-    await asyncio.sleep(0)
-    assert not any(each.done() for each in waiting)
-    underway.ended()
-    underway.began()  # before those that wait have run
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert not any(each.done() for each in waiting)
-    underway.ended()
-    await asyncio.wait_for(asyncio.gather(*waiting), 5)
-
-
-async def test_one_that_no_longer_waits_does_not_disturb_the_end() -> None:
-    underway = Underway()
-    underway.began()
-    waiting = asyncio.ensure_future(underway.none())
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.wait([waiting])
-    underway.ended()
-    assert underway.count == 0
 
 
 async def test_work_begins_at_the_next_turn_and_is_waited_for_as_a_task_or_a_future() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.edge.guard import READ_RATE, SLICE, ConnectionGuard, SlowReader
+from gateway.edge.guard import READ_RATE, SLICE, ConnectionGuard, SlowReader, Underway
 from gateway.testing import StubUpstream
 from tests.support.gateways import json_answer
 from tests.support.raw_requests import GET, HOST, REFUSED
@@ -146,3 +146,39 @@ async def test_requests_beyond_the_limit_are_answered_with_503_and_places_are_gi
         assert (await slow.answer())[0] == 200
         slow.send(GET + HOST + b"\r\n")
         assert (await slow.answer())[0] == 200
+
+
+# --- requests under way -------------------------------------------------------------------------------------
+
+
+async def test_no_request_under_way_is_nothing_to_wait_for() -> None:
+    await asyncio.wait_for(Underway().none(), 5)
+
+
+async def test_all_who_wait_are_woken_by_the_last_request_and_wait_again_for_one_that_began_meanwhile() -> None:
+    underway = Underway()
+    underway.began()
+    underway.began()
+    waiting = [asyncio.ensure_future(underway.none()) for _ in range(2)]
+    await asyncio.sleep(0)
+    underway.ended()
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    underway.ended()
+    underway.began()  # before those that wait have run
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    underway.ended()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+
+async def test_one_that_no_longer_waits_does_not_disturb_the_end() -> None:
+    underway = Underway()
+    underway.began()
+    waiting = asyncio.ensure_future(underway.none())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    underway.ended()
+    assert underway.count == 0
