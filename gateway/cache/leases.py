@@ -124,8 +124,10 @@ class Leases:
             return NO_LEASE
         if (unused := self._unused.pop(key, None)) is not None:
             lease, asked = unused
-            self._hold(lease.name, lease.token, asked, deadline)
-            return lease
+            if self._monotonic() - asked < LIFE / 2:
+                self._hold(lease.name, lease.token, asked, deadline)
+                return lease
+            self._ending.spawn(self.give_back(lease))  # its read came back late: it may have ended, and be another's
         name, token = shared_name("l", key), next(self._tokens)
         asked = self._monotonic()
         reply = await self._shared.take(name, token, LIFE)

@@ -245,6 +245,24 @@ async def test_a_lease_that_was_read_and_is_not_used_is_given_back_at_once_or_so
     leases.close()
 
 
+async def test_a_lease_whose_read_came_back_late_is_not_used_as_it_may_be_anothers_by_now(
+    redis_store: RedisStore,
+) -> None:
+    moment = [0.0]
+    late, other = Leases(redis_store, monotonic=lambda: moment[0]), Leases(redis_store)
+    claim = late.claim("key")
+    assert claim is not None
+    await claim.read(["i:1", "e:1"], [b""])
+    (name,) = await redis_store._client.keys(redis_store._prefix + "l:*")
+    await redis_store._client.delete(name)  # its time is over
+    taken = await other.take("key", 60.0)
+    moment[0] = LIFE
+    assert [taken.standing, (await late.take("key", 60.0)).standing] == [Standing.HELD, Standing.BUSY]
+    assert (await redis_store.peek(taken.name))[1] == taken.token  # what gave the late one back did not end it
+    late.close()
+    other.close()
+
+
 async def test_a_flight_that_found_its_own_process_to_hold_the_lease_gets_it(redis_store: RedisStore) -> None:
     leases, others = Leases(redis_store), Leases(redis_store)
     claim = leases.claim("key")
