@@ -33,11 +33,11 @@ class Route:
     made: bool = False
     """Whether responses are derived here from stored ones (an aggregate): they are kept only in memory, as their
     sources are, and no upstream but the parts' is used."""
-    downstream: Downstream = field(init=False, repr=False, compare=False)
+    downstream: Downstream = field(init=False, repr=False)
     """The fields for downstream caches."""
-    follows_origin: bool = field(init=False, repr=False, compare=False)
+    follows_origin: bool = field(init=False, repr=False)
     """Whether the upstream decides how long its responses are kept."""
-    selection: Selection = field(init=False, repr=False, compare=False)
+    selection: Selection = field(init=False, repr=False)
     """What its requests select, but for what each of them has of its own: plan, fields, tags."""
 
     def __post_init__(self) -> None:
