@@ -192,14 +192,15 @@ class Heads:
         """The head of a response with these fields, which `named` has by name, as `make` makes it, which depends on the
         exchange, on the request's `origin`, and on whether the connection ends (`close`), besides."""
         stored = exchange.stored
-        if exchange.parts or exchange.rate_limit or len(named) < len(headers):
+        if exchange.rate_limit or len(named) < len(headers):
             return make(headers, None)
         if b"date" not in named or b"set-cookie" in named:
             return make(headers, None)
         deciding, values = _parted(headers, named)
-        spent, downstream = exchange.spent, exchange.downstream
+        spent, parts, downstream = exchange.spent, exchange.parts, exchange.downstream
         varied = None if stored is None else stored.vary
-        key = (id(downstream), status, exchange.outcome, varied, origin, close, (*spent,), deciding)
+        states = tuple([(part.name, part.text) for part in parts]) if parts else ()
+        key = (id(downstream), status, exchange.outcome, varied, origin, close, (*spent,), states, deciding)
         form = self._forms.get(key, _UNKNOWN)
         if form is None:
             return make(headers, None)
@@ -211,12 +212,14 @@ class Heads:
         elapsed = time.perf_counter() - exchange.began
         order = sorted(spent, key=_CACHE_FIRST) if len(spent) > 1 else spent
         values += [b"%.3f" % (spent[activity] * 1000) for activity in order]
+        if parts:
+            values += [b"%.3f" % (part.seconds * 1000) for part in parts]
         values += (exchange.request_id.encode("ascii"), b"%.6f" % elapsed, b"%.3f" % (elapsed * 1000))
         if form is not _ONCE and form.downstream is downstream:
             return form.filled(values)
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
         head = make(headers, texts)
-        form = _form(downstream, deciding, len(spent), make)
+        form = _form(downstream, deciding, len(spent) + len(parts), make)
         form = form if form is not None and form.filled(values) == head else None
         _keep(self._forms, key, form, most=_MOST_FORMS)
         return head
@@ -227,17 +230,17 @@ _UNKNOWN, _ONCE = _Form(NOTHING, b"", (0,)), _Form(NOTHING, b"", (0,))
 _CACHE_FIRST = "cache".__ne__
 
 
-def _form(downstream: Downstream, deciding: Headers, spent: int, make: MakeHead) -> _Form | None:
+def _form(downstream: Downstream, deciding: Headers, timed: int, make: MakeHead) -> _Form | None:
     """The template of heads with these deciding fields and as many durations; None if there can't be one."""
-    if len(_PLACES) + spent + 3 > len(_SLOTS):
+    if len(_PLACES) + timed + 3 > len(_SLOTS):
         return None
     slots = iter(_SLOTS[len(_PLACES) :])
-    durations = [next(slots).decode() for _ in range(spent)]
+    durations = [next(slots).decode() for _ in range(timed)]
     request_id, seconds, total = (next(slots).decode() for _ in range(3))
     head = make(_marked(deciding), Texts(request_id, seconds, total, lambda _: durations.pop(0)))
     template, order = _template(head)
     marked = [_PLACES[name] for name, value in deciding if value == MARK]
-    if sorted(order) != sorted((*marked, *range(len(_PLACES), len(_PLACES) + spent + 3))):
+    if sorted(order) != sorted((*marked, *range(len(_PLACES), len(_PLACES) + timed + 3))):
         return None
     return _Form(downstream, template, order)
 

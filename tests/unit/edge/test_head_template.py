@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gateway.context import Outcome, RequestContext, Result
+from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.edge.head_template import (
     CLOSES,
     KEEPS,
@@ -169,6 +169,34 @@ def test_a_head_by_a_template_is_the_one_that_is_made(keying: Keying, spent: tup
     others += [(b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
     assert lines(head(heads, second, others, unused)) == lines(Making(second)(others, None))
     assert (making.made, unused.made) == (3, 0)
+
+
+def joined(request_id: str, *states: str, spent: tuple[str, ...] = ("upstream",)) -> RequestContext:
+    exchange = missed(request_id, spent=spent)
+    exchange.parts = tuple(PartState(f"p{n}", text, n * 0.125 + len(request_id)) for n, text in enumerate(states))
+    return exchange
+
+
+def test_a_joined_response_has_a_template_for_each_states_of_its_parts() -> None:
+    heads = Heads()
+    for states in (("miss", "hit"), ("hit", "miss"), ('skipped;missing="100%"', "miss"), ("miss",), ()):
+        for request_id, made in (("a", 1), ("bb", 2), ("ccc", 0)):
+            for spent in (("upstream",), ("upstream", "cache")):
+                exchange = joined(request_id, *states, spent=spent)
+                making = Making(exchange)
+                by_template = head(heads, exchange, TAGGED, making)
+                assert lines(by_template) == lines(Making(exchange)(TAGGED, None))
+                assert making.made == made
+    assert repr(heads) == "<Heads 10 templates>"
+
+
+def test_a_response_of_very_many_parts_has_no_template() -> None:
+    heads = Heads()
+    for number in range(3):
+        exchange = joined(f"id-{number}", *(["miss"] * 18))
+        making = Making(exchange)
+        assert lines(head(heads, exchange, TAGGED, making)) == lines(Making(exchange)(TAGGED, None))
+        assert making.made == 1
 
 
 def test_each_deciding_field_has_a_template_of_its_own() -> None:
