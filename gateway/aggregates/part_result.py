@@ -127,17 +127,3 @@ class BackOff:
 
 
 _NEVER: tuple[float, Failure | None] = (0.0, None)
-
-
-_LATEST = 0.2
-"""The weight of the last fetch in a part's expected duration."""
-
-
-class Pace:
-    """A part's expected fetch duration in seconds: a moving average."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def took(self, seconds: float) -> None:
-        self.seconds += _LATEST * (seconds - self.seconds)

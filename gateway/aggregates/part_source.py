@@ -17,7 +17,7 @@ from msgspec import structs
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
 from gateway.aggregates.lifetime import PartLife, unstored_part
 from gateway.aggregates.merge import BodyTransform
-from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, Pace
+from gateway.aggregates.part_result import Absent, BackOff, Failure, Got
 from gateway.cache.engine import Engine
 from gateway.cache.fetch import Deadline
 from gateway.cache.request import CacheRequest, Origin, Route
@@ -145,7 +145,6 @@ class PartSource:
     declared: Declared | None = None
     dependence: Dependence | None = None
     """What of the principal its responses depend on; None if they are shared by all."""
-    pace: Pace = field(default_factory=Pace)
 
     @cached_property
     def timeout(self) -> float:
@@ -331,12 +330,10 @@ class PartSource:
         failed = self.back_off.claimed(key, own, self.timeout) if self.back_off.failures else None
         if failed is not None:
             return self._instead(request, failed)
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        left = wanting.until - asyncio.get_running_loop().time()
         try:
-            with Deadline(min(wanting.until - now, self.timeout)):
+            with Deadline(min(left, self.timeout)):
                 got = await self._asked(request)
-                self.pace.took(loop.time() - now)
                 if got.life.failing:
                     self.back_off.put(own, Failure("error", "upstream failed"))
                 elif self.back_off.failures:

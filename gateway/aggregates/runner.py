@@ -100,6 +100,29 @@ class Kit:
     body_cache: BodyCache
     count: Callable[[str, str], None]
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
+    paces: dict[str, float] = field(default_factory=dict)
+    """How long a part's fetch is expected to take, in seconds: a moving average."""
+    sequences: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+    """The sequences of selections that were shown before."""
+
+    def sequence(self, shown: tuple[str, ...]) -> tuple[str, ...]:
+        """`PartPlan.sequence`, worked out once for a selection."""
+        known = self.sequences.get(shown)
+        if known is None:
+            # Selections come from clients, but are names of parts in their order: at most 2^parts of them.
+            if len(self.sequences) > 1000:
+                self.sequences.clear()
+            known = self.sequences[shown] = self.plan.sequence(shown)
+        return known
+
+    def took(self, name: str, seconds: float) -> None:
+        """A fetch of a part took so long."""
+        expected = self.paces.get(name, 0.0)
+        self.paces[name] = expected + _LATEST * (seconds - expected)
+
+
+_LATEST = 0.2
+"""The weight of the last fetch in a part's expected duration."""
 
 
 class Run:
@@ -109,7 +132,7 @@ class Run:
         self.kit = kit
         self.wanting = wanting
         self.shown = shown
-        self.order = kit.plan.sequence(shown)
+        self.order = kit.sequence(shown)
         self.results: dict[str, Resolved] = {}
         self.values: dict[str, JsonValue] = {}
         self.complete = True
@@ -161,7 +184,10 @@ class Run:
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     running.discard(task)
-                    self._take(task.result())
+                    resolved = task.result()
+                    self._take(resolved)
+                    if resolved.failure is None:
+                        self.kit.took(resolved.name, resolved.seconds)
         finally:
             for task in running:
                 task.cancel()
@@ -171,7 +197,7 @@ class Run:
     def _start(self, running: set[asyncio.Task[Resolved]]) -> None:
         # Requests go out one after another, some 0.2 ms apart: the one that takes longest goes first.
         if len(self._missing) > 1:
-            self._missing.sort(key=lambda each: self.kit.sources[each.name].pace.seconds, reverse=True)
+            self._missing.sort(key=lambda part: self.kit.paces.get(part.name, 0.0), reverse=True)
         loop = asyncio.get_running_loop()
         running.update([loop.create_task(self._timed(part)) for part in self._missing])
         self._missing.clear()

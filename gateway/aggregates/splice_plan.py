@@ -71,7 +71,7 @@ def joinable(
     """How the parts `shown` are joined from memory, for a plain request; None if that takes more than concatenating
     bytes."""
     plan = aggregate.kit.plan
-    parts = [plan.parts[name] for name in plan.sequence(shown)]
+    parts = [plan.parts[name] for name in aggregate.kit.sequence(shown)]
     if aggregate.config.envelope or not all(_stands_alone(part) for part in parts) or plan.reads:
         return None
     said = tuple(part.name for part in parts if not part.config.is_static)

@@ -107,20 +107,10 @@ class PartPlan:
                 waiting += self.parts[name].needs
         return frozenset(wanted)
 
-    def sequence(self, shown: tuple[str, ...]) -> tuple[str, ...]:
+    def sequence(self, shown: Iterable[str]) -> tuple[str, ...]:
         """The parts to request in order to show `shown`, dependencies first."""
-        known = self._sequences.get(shown)
-        if known is None:
-            wanted = self.closure(shown)
-            # Selections come from clients, but are names of parts in their order: at most 2^parts of them.
-            if len(self._sequences) > 1000:
-                self._sequences.clear()
-            known = self._sequences[shown] = tuple(name for name in self.order if name in wanted)
-        return known
-
-    @cached_property
-    def _sequences(self) -> dict[tuple[str, ...], tuple[str, ...]]:
-        return {}
+        wanted = self.closure(shown)
+        return tuple(name for name in self.order if name in wanted)
 
     @cached_property
     def needed(self) -> frozenset[str]:

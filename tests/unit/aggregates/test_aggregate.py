@@ -468,14 +468,14 @@ async def test_parts_that_need_a_list_some_of_whose_elements_failed_take_the_oth
 async def test_the_part_that_takes_longest_is_asked_first(clock: TurnedClock) -> None:
     shop = two()
     app = home(shop, TWO, clock)
-    paces = {name: source.pace for name, source in app.aggregates[0].kit.sources.items()}
+    paces = app.aggregates[0].kit.paces
     async with running(app) as client:
         for slow, quick in (("user", "offers"), ("offers", "user")):
-            paces[slow].seconds, paces[quick].seconds = 1.0, 0.1
+            paces.update({slow: 1.0, quick: 0.1})
             await client.get("/home/7")
             clock.turn(31)
     assert shop.asked == ["/users/7", "/offers", "/offers", "/users/7"]
-    assert 0.1 < paces["offers"].seconds < 1.0
+    assert 0.1 < paces["offers"] < 1.0
 
 
 async def test_a_header_whose_value_the_client_did_not_send_is_left_out(clock: TurnedClock) -> None:

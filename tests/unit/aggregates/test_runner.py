@@ -136,3 +136,14 @@ async def test_each_answer_stands_where_its_element_stands(found: list[Any], bat
     clock = TurnedClock()
     answer, text, _ = await places(found, clock, batch=batch, limit=1000, default="failed")
     assert answer == (_expected(found) if not text.startswith("failed") else "failed")
+
+
+def test_no_more_than_a_thousand_selections_are_remembered(clock: TurnedClock) -> None:
+    names = [f"p{number}" for number in range(11)]
+    kit = home(Shop(), {name: part(f"/{name}") for name in names}, clock).aggregates[0].kit
+    for number in range(1, 1 << len(names)):
+        shown = tuple(name for place, name in enumerate(names) if number >> place & 1)
+        asked = kit.sequence(shown)
+        assert asked == shown
+        assert kit.sequence(shown) is asked
+        assert len(kit.sequences) <= 1001

@@ -34,7 +34,7 @@ def test_what_is_shown_brings_what_it_needs() -> None:
     assert plan.closure(["c"]) == {"a", "b", "c"}
 
 
-def test_a_selection_is_asked_for_in_the_order_of_its_needs_and_no_more_than_a_thousand_are_remembered() -> None:
+def test_a_selection_is_asked_for_in_the_order_of_its_needs() -> None:
     names = [f"p{number}" for number in range(11)]
     plan = home({"p0": part("/{p10.x}"), **{name: part() for name in names[1:]}}).part_plan
     for number in range(1, 1 << len(names)):
@@ -42,8 +42,6 @@ def test_a_selection_is_asked_for_in_the_order_of_its_needs_and_no_more_than_a_t
         asked = plan.sequence(shown)
         assert set(asked) == {*shown, *(["p10"] if "p0" in shown else [])}
         assert "p0" not in shown or asked.index("p10") < asked.index("p0")
-        assert plan.sequence(shown) is asked
-        assert len(plan._sequences) <= 1001
 
 
 def test_a_part_that_names_a_route_needs_no_path_where_the_aggregates_has_its_parameters() -> None:
