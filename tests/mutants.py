@@ -296,6 +296,8 @@ GUARDS = (
         "unit/cache/test_coalescer_failures",
     ),
     Mutant("policy.storability", "if is_endless(received.headers):", "if False:", "unit/policy/test_storability"),
+    Mutant("cache.leases", "asked >= LIFE / 2", "asked >= LIFE * 1000", "unit/cache/test_leases"),
+    Mutant("cache.leases", "STORED if lease.stored else None", "None", "unit/cache/test_leases"),
     Mutant("cache.coalescer", "(lease.stored or _looked_long_ago(ask))", "False", "unit/cache/test_leases"),
     Mutant(
         "cache.coalescer",

@@ -20,6 +20,7 @@ from itertools import count
 from uuid import uuid4
 
 import msgspec
+from msgspec import structs
 
 from gateway.cache.background import Background
 from gateway.cache.shared_store import SharedStore
@@ -56,7 +57,7 @@ class Standing(Enum):
     HELD = "held"
     """It is ours: fetch, store, give it back."""
     BUSY = "busy"
-    """Another holds it, and is fetching."""
+    """Another holds it, and is fetching, or may: wait and look."""
     UNCACHEABLE = "uncacheable"
     """The response could not be shared: fetch."""
     FAILED = "failed"
@@ -105,8 +106,8 @@ class Leases:
         self.needed = True
         self._shared = shared
         self._monotonic = monotonic
-        self._held: dict[str, tuple[bytes, float, float]] = {}
-        """The leases held here: token, when it was last renewed, until when it may be."""
+        self._held: dict[bytes, tuple[str, float, float]] = {}
+        """The leases held here by their tokens: name, when it was last renewed, until when it may be."""
         self._renewing: asyncio.Task[None] | None = None
         self._unused: dict[str, tuple[Lease, float]] = {}
         """Leases taken while the tier was read, by key, and when; oldest first."""
@@ -123,18 +124,25 @@ class Leases:
         if not self._takes:
             return NO_LEASE
         if (unused := self._unused.pop(key, None)) is not None:
-            lease, asked = unused
-            if self._monotonic() - asked < LIFE / 2:
-                self._hold(lease.name, lease.token, asked, deadline)
-                return lease
-            self._ending.spawn(self.give_back(lease))  # its read came back late: it may have ended, and be another's
+            return self._hold(*unused, deadline)
         name, token = shared_name("l", key), next(self._tokens)
         asked = self._monotonic()
         reply = await self._shared.take(name, token, LIFE)
         if reply in (token, STORED):
-            self._hold(name, token, asked, deadline)
-            return Lease(name, token, Standing.HELD, stored=reply == STORED)
+            return self._hold(Lease(name, token, Standing.HELD, stored=reply == STORED), asked, deadline)
         return Lease(name, token, _standing(reply))
+
+    def _hold(self, lease: Lease, asked: float, deadline: float) -> Lease:
+        """A lease that was granted to a command sent at `asked`, renewed from now on. If the reply was read late, as
+        this process was blocked, it may have ended, and be another's: it is given back, and busy for its flight, which
+        waits, reads the tier again, and takes it anew."""
+        if self._monotonic() - asked >= LIFE / 2:
+            self._give_unused_back(lease)
+            return structs.replace(lease, standing=Standing.BUSY)
+        self._held[lease.token] = lease.name, asked, asked + deadline + MARGIN
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_held())
+        return lease
 
     @property
     def _takes(self) -> bool:
@@ -158,30 +166,35 @@ class Leases:
         if reply in (token, STORED):
             self._unused[key] = Lease(name, token, Standing.HELD, stored=reply == STORED), asked
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(UNUSED_LIFE, self._give_unused_back)
+                self._timer = asyncio.get_running_loop().call_later(UNUSED_LIFE, self._unclaim_all)
         return values
 
-    def _give_unused_back(self) -> None:
+    def _unclaim_all(self) -> None:
         self._timer, now, loop = None, self._monotonic(), asyncio.get_running_loop()
         for key, (_, asked) in list(self._unused.items()):
             if now - asked < UNUSED_LIFE:
-                self._timer = loop.call_later(UNUSED_LIFE, self._give_unused_back)
+                self._timer = loop.call_later(UNUSED_LIFE, self._unclaim_all)
                 return
             self.unclaim(key)
 
     def unclaim(self, key: str) -> None:
         """Give the lease of `key` back, in the background, if no flight has taken it."""
         if (unused := self._unused.pop(key, None)) is not None:
-            self._ending.spawn(self.give_back(unused[0]))
+            self._give_unused_back(unused[0])
+
+    def _give_unused_back(self, lease: Lease) -> None:
+        """In the background, with the mark that it replaced: others may not have read since."""
+        self._ending.spawn(self.give_back(lease, STORED if lease.stored else None, STORED_LIFE))
 
     async def look(self, lease: Lease) -> Standing | None:
         """The state of another's lease; None if it has ended, or was taken here by a read that came back later, and can
-        be had. HELD if the lease is ours, its grant having been lost."""
+        be had. If it is ours, as the reply that granted it was spoiled, it is given back."""
         answered, value = await self._shared.peek(lease.name)
         if not answered:
             return Standing.AWAY
         if value == lease.token:
-            return Standing.HELD
+            await self._shared.give_back(lease.name, lease.token)
+            return None
         mine = (unused.token for unused, _ in self._unused.values())
         return None if value in (None, STORED, *mine) else _standing(value)
 
@@ -200,7 +213,7 @@ class Leases:
     ) -> Awaitable[object]:
         """Store the values `after`, then release it, leaving a mark (for `life` seconds) if one is given."""
         if lease.standing is Standing.HELD:
-            self._held.pop(lease.name, None)
+            self._held.pop(lease.token, None)
             return self._shared.give_back(lease.name, lease.token, mark, life, after=after)
         return self._shared.write(after) if after else _nothing()
 
@@ -212,11 +225,6 @@ class Leases:
             self._timer.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
-
-    def _hold(self, name: str, token: bytes, since: float, deadline: float) -> None:
-        self._held[name] = token, since, since + deadline + MARGIN
-        if self._renewing is None:
-            self._renewing = asyncio.get_running_loop().create_task(self._renew_held())
 
     async def _renew_held(self) -> None:
         """Until none is held."""
@@ -231,11 +239,11 @@ class Leases:
 
     def _due(self, now: float) -> list[tuple[str, bytes]]:
         due = []
-        for name, (token, renewed, until) in list(self._held.items()):
+        for token, (name, renewed, until) in list(self._held.items()):
             if now > until:
-                del self._held[name]
+                del self._held[token]
             elif now - renewed >= RENEW_EVERY / 2:
-                self._held[name] = token, now, until
+                self._held[token] = name, now, until
                 due.append((name, token))
         return due
 

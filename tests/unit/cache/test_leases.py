@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -95,11 +96,12 @@ async def test_a_refresh_behind_does_nothing_while_another_refreshes(
 
 async def test_a_lease_is_renewed_while_it_is_held_and_ends_soon_after_its_holder_died(redis_store: RedisStore) -> None:
     holder, other = Leases(redis_store), Leases(redis_store)
-    held = await holder.take("key", 60.0)
+    await holder.take("key", 60.0)
+    held = await other.take("key", 60.0)
     loop = asyncio.get_running_loop()
     until = loop.time() + 2 * LIFE
     while loop.time() < until:
-        assert await other.look(held) is Standing.HELD
+        assert await other.look(held) is Standing.BUSY
         await asyncio.sleep(0.02)
     holder.close()  # as one that is killed renews no more
     while await other.look(held) is not None:
@@ -245,6 +247,18 @@ async def test_a_lease_that_was_read_and_is_not_used_is_given_back_at_once_or_so
     leases.close()
 
 
+async def test_the_mark_that_an_unused_lease_replaced_is_left_in_its_place(redis_store: RedisStore) -> None:
+    leases = Leases(redis_store)
+    await leases.give_back(await leases.take("key", 60.0), STORED, STORED_LIFE)
+    claim = leases.claim("key")
+    assert claim is not None
+    await claim.read(["i:1", "e:1"], [b""])
+    leases.unclaim("key")
+    await leases._ending.settle()
+    assert (await leases.take("key", 60.0)).stored
+    leases.close()
+
+
 async def test_a_lease_whose_read_came_back_late_is_not_used_as_it_may_be_anothers_by_now(
     redis_store: RedisStore,
 ) -> None:
@@ -258,9 +272,47 @@ async def test_a_lease_whose_read_came_back_late_is_not_used_as_it_may_be_anothe
     taken = await other.take("key", 60.0)
     moment[0] = LIFE
     assert [taken.standing, (await late.take("key", 60.0)).standing] == [Standing.HELD, Standing.BUSY]
+    await late._ending.settle()
     assert (await redis_store.peek(taken.name))[1] == taken.token  # what gave the late one back did not end it
     late.close()
     other.close()
+
+
+@pytest.mark.parametrize(("late", "standing"), [(LIFE / 2, Standing.BUSY), (LIFE / 2 - 0.01, Standing.HELD)])
+async def test_a_lease_whose_grant_was_read_late_is_given_back_and_can_be_taken_anew(
+    redis_store: RedisStore, late: float, standing: Standing
+) -> None:
+    moments = iter((0.0, late, 1.0, 1.0))
+    leases = Leases(redis_store, monotonic=lambda: next(moments))
+    taken = await leases.take("key", 60.0)
+    assert (taken.standing, len(leases._held)) == (standing, int(standing is Standing.HELD))
+    if standing is Standing.BUSY:
+        await leases._ending.settle()
+        assert await leases.look(taken) is None
+        assert (await leases.take("key", 60.0)).standing is Standing.HELD
+    leases.close()
+
+
+async def test_a_worker_that_was_blocked_while_it_took_a_lease_uses_what_another_stored_meanwhile(
+    fleet: tuple[list[Gateway], StubUpstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps, upstream = fleet
+    blocked, leases = apps[0].shared, apps[0].engine._flying._leases
+    assert isinstance(blocked, RedisStore)
+    read_and_take, moment = blocked.read_and_take, [0.0]
+
+    async def late(*asked: Any) -> tuple[list[bytes | None], bytes | None]:
+        reply = await read_and_take(*asked)
+        await blocked._client.delete(*await leases_of(apps[0]))  # its time is over
+        await ask(apps[1])
+        await apps[1].engine.settle()
+        moment[0] = LIFE
+        return reply
+
+    monkeypatch.setattr(leases, "_monotonic", lambda: moment[0])
+    monkeypatch.setattr(blocked, "read_and_take", late)
+    assert (await ask(apps[0])).json() == {"n": 1}
+    assert upstream.asked == 1
 
 
 async def test_a_flight_that_found_its_own_process_to_hold_the_lease_gets_it(redis_store: RedisStore) -> None:

@@ -33,11 +33,12 @@ async def test_a_lease_whose_grant_comes_too_late_is_given_up_long_before_it_end
         await hearing.aclose()
 
 
-async def test_a_lease_is_ours_where_the_reply_that_said_so_was_spoiled(redis_store: RedisStore) -> None:
+async def test_a_lease_that_is_ours_by_a_spoiled_reply_is_given_back_and_taken_anew(redis_store: RedisStore) -> None:
     leases = Leases(redis_store)
     taken = await leases.take("key", 60.0)
     misheard = type(taken)(taken.name, taken.token, Standing.BUSY)
-    assert await leases.look(misheard) is Standing.HELD
+    assert await leases.look(misheard) is None
+    assert (await leases.take("key", 60.0)).standing is Standing.HELD
     leases.close()
 
 
