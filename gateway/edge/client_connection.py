@@ -83,7 +83,16 @@ class EarlyAnswer(Protocol):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """A connection whose requests the app serves, except those of a subclass: see `_is_answered`, `_go_further`."""
+    """A connection whose requests the app serves, except those of a subclass: see `_is_answered`, `_go_further`.
+
+    With slots of its own, as CPython stores the attributes of uvicorn's class in line only while they are 30 at most.
+    """
+
+    __slots__ = (
+        *("_admitted", "_asking", "_at", "_began", "_body", "_buffer", "_checked", "_deadline", "_head_read"),
+        *("_keep_alive", "_known", "_last", "_method", "_number", "_of_server", "_peer", "_phase", "_reader", "_ready"),
+        *("_received", "_repeat", "_skipped", "guard"),
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

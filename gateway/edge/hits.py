@@ -68,6 +68,13 @@ class Edge:
     `room` bounds it, in bytes, approximately.
     """
 
+    __slots__ = (
+        *("_clock", "_content_bytes", "_cors", "_credentials", "_engine", "_expected", "_expected_before"),
+        *("_form_bytes", "_joins", "_known", "_memory", "_metrics", "_most", "_note", "_order", "_purges", "_room"),
+        *("_root", "_trusted", "app_targets", "blocks", "known_contents", "known_targets", "left_to_app", "memos"),
+        *("pass_through", "reads", "shared_finder", "solved_targets", "traced"),
+    )
+
     def __init__(
         self,
         engine: Engine,
@@ -84,7 +91,6 @@ class Edge:
         reads: frozenset[str] = frozenset(),
     ) -> None:
         self._engine = engine
-        self._tiers = engine.tiers
         self._purges = engine.tiers.purges
         self._memory = engine.memory
         self._clock = engine.clock

@@ -66,6 +66,8 @@ def _asks_for_websocket(fields: list[tuple[bytes, bytes]]) -> bool:
 
 
 class GatewayProtocol(ClientConnection):
+    __slots__ = ("_bearer", "_edge", "_line", "_looked", "_wrapped")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._edge: Edge | None = None
@@ -100,8 +102,8 @@ class GatewayProtocol(ClientConnection):
         elif not (request_id := repeat.request_id(data, end)):
             return self._take_content(repeat, data, end, began)
         line, block = data[:end], repeat.block
-        memo = block.memos.get(line)
-        if memo is None or not repeat.answer(memo, self.transport, self._peer, block, request_id, began):
+        memo, answer = block.memos.get(line), repeat.answer
+        if memo is None or not answer(memo, self.transport, self._peer, block, request_id, began):
             return self._take_repeated(repeat, line, request_id, data, began)
         self.server_state.total_requests += 1
         self._deadline = began + self._keep_alive

@@ -38,7 +38,7 @@ class Memos:
         self._memory = engine.memory
         self._purges = engine.tiers.purges
         self._epochs = engine.tiers.purges.epochs
-        self._when = engine.clock.when
+        self._clock = engine.clock
         self._most = most
         self._note = note
         self._trusted = trusted
@@ -94,7 +94,7 @@ class Memos:
             or self._epochs.version != memo.version
         ):
             return False
-        now = self._when(began)
+        now = self._clock.when(began)
         if now >= shape.until and not self._renewed(memo, now):
             return False
         guard = memo.guard

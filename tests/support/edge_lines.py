@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from gateway.app.gateway import Gateway, create_app
 from gateway.app.generations import Generations
 from gateway.context import RequestContext
+from gateway.edge.client_connection import ClientConnection
 from gateway.edge.passthrough import PassThrough, PassThroughRequest
 from gateway.edge.protocol import GatewayProtocol
 from gateway.observability.access_log import fields_of
@@ -113,7 +114,8 @@ def forget_lines() -> None:
     for protocol in list(_protocols):
         if (edge := getattr(protocol.config.app, "edge", None)) is not None:
             edge.forget()
-        vars(protocol).clear()
+        for name in (*vars(protocol), *ClientConnection.__slots__, *GatewayProtocol.__slots__):
+            delattr(protocol, name)
     _protocols.clear()
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from gateway.edge.client_connection import INTERNALS
 from gateway.edge.protocol import GatewayProtocol
@@ -218,6 +220,13 @@ def test_uvicorn_is_as_the_protocol_knows_it() -> None:
 def test_the_protocol_is_uvicorns() -> None:
     assert issubclass(GatewayProtocol, HttpToolsProtocol)
     assert set(INTERNALS) == {HttpToolsProtocol, RequestResponseCycle}
+
+
+async def test_the_gateways_own_attributes_are_not_in_the_instance_dictionary_which_stays_small() -> None:
+    config = uvicorn.Config(guarded(), log_config=None)
+    ours, uvicorns = GatewayProtocol(config, ServerState(), {}), HttpToolsProtocol(config, ServerState(), {})
+    assert set(vars(ours)) == set(vars(uvicorns))
+    assert len({*vars(ours), "url"}) <= 30  # CPython's limit for attributes stored in line
 
 
 async def test_the_protocol_serves_over_a_unix_socket_too(tmp_path: Path) -> None:
