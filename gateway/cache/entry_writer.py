@@ -45,9 +45,10 @@ class EntryWriter:
         received: ReceivedResponse,
         verdict: Admit,
         body: bytes,
+        before: Entry | None = None,
     ) -> Landed:
+        """Store a whole response, which replaces `before`."""
         stored = self._stored(request, received, verdict, body)
-        before = self._tiers.at_hand(request.wanted)
         if before is not None:
             self._compared(request, before, received, changed=before.body != stored.body)
         return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))

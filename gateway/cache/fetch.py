@@ -8,10 +8,12 @@ others; after a lost connection or a timeout, for all.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
+import msgspec
 from msgspec import structs
 
 from gateway.cache.entry_writer import EntryWriter
@@ -48,29 +50,27 @@ class Durations:
 
 
 class Deadline:
-    """`asyncio.timeout` for the running task, without coroutines of its own: each fetch has one. `when` is on the event
-    loop's clock; None once it is lifted."""
+    """`asyncio.timeout` for the running task, without coroutines of its own: each fetch has one."""
 
-    __slots__ = ("_asked", "_expired", "_handle", "_task", "when")
+    __slots__ = ("_asked", "_expired", "_task", "_timer")
 
     def __init__(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None
-        self._task, self._asked = task, task.cancelling()
-        self._expired = False
-        self.when: float | None = loop.time() + seconds
-        self._handle: asyncio.TimerHandle | None = loop.call_at(self.when, self._expire)
+        self._task, self._asked, self._expired = task, task.cancelling(), False
+        self._timer = loop.call_later(seconds, self._expire)
+
+    @property
+    def when(self) -> float | None:
+        """On the event loop's clock; None once it is lifted."""
+        return None if self._timer.cancelled() else self._timer.when()
 
     def lift(self) -> None:
         """It ends nothing from now on."""
-        self.when = None
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        self._timer.cancel()
 
     def _expire(self) -> None:
-        self._handle = None
         self._expired = True
         self._task.cancel()
 
@@ -79,9 +79,25 @@ class Deadline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """Raises TimeoutError in place of the cancellation that it caused."""
-        self.lift()
+        self._timer.cancel()
         if self._expired and self._task.uncancel() <= self._asked and kind is asyncio.CancelledError:
             raise TimeoutError from error
+
+
+class Fetch(msgspec.Struct):
+    """What is fetched for a request, until when. A response may validate `stale`, or complete the part `begun`."""
+
+    request: CacheRequest
+    method: str
+    stale: Entry | None
+    ranged: bool
+    """Whether the request's range is asked for."""
+    deadline: Deadline
+    flight: Flight | None
+    conditional: bool = False
+    begun: Entry | None = None
+    completes: bool = True
+    """Whether a stored part may be completed."""
 
 
 class Fetcher:
@@ -112,107 +128,106 @@ class Fetcher:
         it arrives. `now` is the time, if the caller has just read the clock.
         """
         left = origin.deadline if within is None else min(within, origin.deadline)
+        follows_origin = request.route.follows_origin
+        if method == "HEAD" and not follows_origin:
+            method = "GET"
+        whole = not (ranged or follows_origin or stale is not None)
+        landing: Landing | None = None
         try:
-            landing = await self._fetch(
-                request, origin, stale, method=method, ranged=ranged, left=left, flight=flight, now=now
-            )
-            if (
-                isinstance(landing, Landed)
-                and request.route.follows_origin
-                and not self._serves_others(request, landing.stored)
-            ):
+            with Deadline(left) as deadline:
+                fetch = Fetch(request, method, stale, ranged, deadline, flight)
+                while landing is None:
+                    fields = request.plan.forward
+                    if not whole:
+                        fields = (*fields, *self._special(fetch))
+                    sent, stamp = self._clock.now() if now is None else now, self._tiers.purges.epochs.stamp
+                    fetched = await origin.fetch(method, fields)
+                    received = ReceivedResponse(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
+                    try:
+                        judge = self._judge if whole else self._landing
+                        landing = await judge(fetch, fetched, received)
+                    except BaseException:
+                        await fetched.body.aclose()
+                        raise
+                    now = None
+            if follows_origin and isinstance(landing, Landed) and not self._serves_others(request, landing.stored):
                 self.mark_uncacheable(self.flight_key(request))
             return landing
         except TimeoutError:
-            error: UpstreamError = UpstreamTimeout(origin.name, "no complete response before the deadline")
-        except UpstreamError as failure:
-            error = failure
+            return self._broken(request, UpstreamTimeout(origin.name, "no complete response before the deadline"))
+        except UpstreamError as error:
+            return self._broken(request, error)
+
+    def _broken(self, request: CacheRequest, error: UpstreamError) -> Failed:
+        """No response came, or not all of it."""
         self.rest(request)
         # A part's result belongs to one client's request, as a status does.
         identity = tuple(identity_of(request)) if isinstance(error, PartFailed) else None
         return Failed(error.status, error=error, identity=identity)
 
-    async def _fetch(
-        self,
-        request: CacheRequest,
-        origin: Origin,
-        stale: Entry | None,
-        *,
-        method: str,
-        ranged: bool,
-        left: float,
-        flight: Flight | None,
-        now: float | None = None,
-        complete: bool = True,
-    ) -> Landing:
-        if method == "HEAD" and not request.route.follows_origin:
-            method = "GET"
-        stale = None if stale is None else self._tiers.conditional(stale, request.wanted)
+    def _special(self, fetch: Fetch) -> Headers:
+        """The fields by which a request asks for less than the whole."""
+        request, stale = fetch.request, fetch.stale
+        if stale is not None:
+            stale = fetch.stale = self._tiers.conditional(stale, request.wanted)
         conditions = validation.validators(stale) if stale is not None else []
-        ranges = _range_of(request.headers) if ranged else []
-        begun = None
-        if request.route.follows_origin and method == "GET" and not ranged and stale is None and complete:
-            begun, ranges = self._storing.to_complete(request)
-        sent, stamp = self._clock.now() if now is None else now, self._tiers.purges.epochs.stamp
-        with Deadline(left) as deadline:
-            forward = request.plan.forward
-            fetched = await origin.fetch(method, (*forward, *conditions, *ranges) if conditions or ranges else forward)
-            received = ReceivedResponse(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
-            try:
-                if fetched.status == 304 and conditions and stale is not None:
-                    await fetched.body.aclose()
-                    landing = await self._confirmed(request, stale, received, deadline)
-                    if landing is not None:
-                        return landing
-                    return await self._fetch(
-                        request, origin, None, method=method, ranged=ranged, left=left, flight=flight
-                    )
-                if begun is not None and fetched.status in (206, 416):
-                    whole = await self._storing.completed(request, begun, fetched, received)
-                    if whole is not None:
-                        return whole
-                    await fetched.body.aclose()
-                    return await self._fetch(
-                        request, origin, None, method=method, ranged=False, left=left, flight=flight, complete=False
-                    )
-                if method == "HEAD":
-                    deadline.lift()
-                    await self._storing.freshen_by_head(request, received)
-                    return NotShareable(fetched, "head")
-                if ranged and (fetched.status != 200 or not request.route.follows_origin):
-                    return await self._partial(request, fetched, received, deadline)
-                return await self._judge(request, fetched, received, stale, deadline, flight)
-            except BaseException:
-                await fetched.body.aclose()
-                raise
+        fetch.conditional, fetch.begun = bool(conditions), None
+        ranges = _range_of(request.headers) if fetch.ranged else []
+        whole = fetch.method == "GET" and not ranges and stale is None
+        if request.route.follows_origin and whole and fetch.completes:
+            fetch.begun, ranges = self._storing.to_complete(request)
+        return (*conditions, *ranges)
+
+    def _landing(
+        self, fetch: Fetch, fetched: Fetched, received: ReceivedResponse
+    ) -> Coroutine[Any, Any, Landing | None]:
+        """The result of a response; None if it is not for this request, and the whole must be asked for."""
+        if fetched.status == 304 and fetch.conditional and fetch.stale is not None:
+            return self._confirmed(fetch, fetch.stale, fetched, received)
+        if fetch.begun is not None and fetched.status in (206, 416):
+            return self._completed(fetch, fetch.begun, fetched, received)
+        if fetch.method == "HEAD":
+            return self._head(fetch, fetched, received)
+        if fetch.ranged and (fetched.status != 200 or not fetch.request.route.follows_origin):
+            return self._partial(fetch, fetched, received)
+        return self._judge(fetch, fetched, received)
 
     async def _confirmed(
-        self, request: CacheRequest, stale: Entry, received: ReceivedResponse, deadline: Deadline
+        self, fetch: Fetch, stale: Entry, fetched: Fetched, received: ReceivedResponse
     ) -> Landing | None:
-        """The stored response updated by a 304; None if the 304 does not apply to this request."""
+        """The stored response updated by a 304."""
+        await fetched.body.aclose()
+        fetch.stale = None
         if not validation.confirms(stale, received):
             return None
-        landing = await self._storing.confirmed(request, stale, received)
-        if isinstance(landing, NotShareable):
-            return self._unstorable(request, landing, deadline)
-        return landing
+        landing = await self._storing.confirmed(fetch.request, stale, received)
+        return self._unstorable(fetch, landing) if isinstance(landing, NotShareable) else landing
 
-    async def _judge(
-        self,
-        request: CacheRequest,
-        fetched: Fetched,
-        received: ReceivedResponse,
-        stale: Entry | None,
-        deadline: Deadline,
-        flight: Flight | None,
-    ) -> Landing:
+    async def _completed(
+        self, fetch: Fetch, begun: Entry, fetched: Fetched, received: ReceivedResponse
+    ) -> Landing | None:
+        """A stored part and the rest of its representation."""
+        whole = await self._storing.completed(fetch.request, begun, fetched, received)
+        if whole is None:
+            await fetched.body.aclose()
+            fetch.completes = fetch.ranged = False
+        return whole
+
+    async def _head(self, fetch: Fetch, fetched: Fetched, received: ReceivedResponse) -> Landing:
+        """The answer to a HEAD, for its client; it refreshes the stored GET."""
+        fetch.deadline.lift()
+        await self._storing.freshen_by_head(fetch.request, received)
+        return NotShareable(fetched, "head")
+
+    async def _judge(self, fetch: Fetch, fetched: Fetched, received: ReceivedResponse) -> Landing:
         """A whole new response: to be kept, a failure to share, or for its client alone."""
+        request, stale = fetch.request, fetch.stale
         unshared = None if fetched.reads is None else _unshared(request, fetched.reads)
         if unshared is not None:
-            return self._unstorable(request, NotShareable(fetched, unshared), deadline)
+            return self._unstorable(fetch, NotShareable(fetched, unshared))
         if fetched.made is not None:
             landing = self._storing.derived(request, fetched, received, fetched.made)
-            return self._unstorable(request, landing, deadline) if isinstance(landing, NotShareable) else landing
+            return self._unstorable(fetch, landing) if isinstance(landing, NotShareable) else landing
         verdict = storability.admit(received, request.facts, request.route.rules, request.plan)
         if fetched.reads is not None and isinstance(verdict, Admit):
             verdict = _varying(verdict, fetched, fetched.reads)
@@ -223,29 +238,27 @@ class Fetcher:
             and (isinstance(verdict, Refuse) or better)
         ):
             failed = await self._failed(request, fetched, received, verdict, better=better)
-            return (
-                failed if failed is not None else self._unstorable(request, NotShareable(fetched, "failure"), deadline)
-            )
+            return failed if failed is not None else self._unstorable(fetch, NotShareable(fetched, "failure"))
         if isinstance(verdict, Refuse):
-            return self._unstorable(request, NotShareable(fetched, verdict.reason), deadline)
+            return self._unstorable(fetch, NotShareable(fetched, verdict.reason))
         if not (fetched.framed or fetched.ends_surely or (fetched.shows_cut and not request.route.follows_origin)):
-            return self._unstorable(request, NotShareable(fetched, "end-in-doubt"), deadline)
+            return self._unstorable(fetch, NotShareable(fetched, "end-in-doubt"))
         if request.route.made:
-            return self._unstorable(request, NotShareable(fetched, "parts"), deadline)
+            return self._unstorable(fetch, NotShareable(fetched, "parts"))
         body: bytes | None
         if isinstance(fetched.body, WholeBody) and len(fetched.body.content) <= request.route.max_body:
             body = fetched.body.content
         else:
             reason = self._not_whole_just_now(request)
             if reason is not None:  # each concurrent request would buffer up to the limit for nothing
-                return self._unstorable(request, NotShareable(fetched, reason), deadline)
-            if flight is not None:
-                flight.promise(partial(self._storing.preview, request, received, verdict))
-            body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, deadline))
+                return self._unstorable(fetch, NotShareable(fetched, reason))
+            if fetch.flight is not None:
+                fetch.flight.promise(partial(self._storing.preview, request, received, verdict))
+            body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, fetch.deadline))
         if body is None:
             reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
             self._not_whole[reason].put(self.flight_key(request), self._clock.now() + self._durations.hit_for_miss)
-            return self._unstorable(request, NotShareable(fetched, reason), deadline)
+            return self._unstorable(fetch, NotShareable(fetched, reason))
         if fetched.reads is not None:
             unshared = _unshared(request, fetched.reads)  # what streams may have read more
             verdict = _varying(verdict, fetched, fetched.reads)
@@ -253,8 +266,8 @@ class Fetcher:
             unshared = "end-in-doubt"
         if unshared is not None:
             whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
-            return self._unstorable(request, NotShareable(whole, unshared), deadline)
-        return self._storing.admitted(request, received, verdict, body)
+            return self._unstorable(fetch, NotShareable(whole, unshared))
+        return self._storing.admitted(request, received, verdict, body, stale)
 
     def _not_whole_just_now(self, request: CacheRequest) -> str | None:
         """Why the last response for the same flights could not be stored, if it was too large, or did not end."""
@@ -290,10 +303,9 @@ class Fetcher:
             return None
         return Failed(fetched.status, fetched.headers, body, personal=personal, identity=tuple(identity), rest=rest)
 
-    async def _partial(
-        self, request: CacheRequest, fetched: Fetched, received: ReceivedResponse, deadline: Deadline
-    ) -> NotShareable:
+    async def _partial(self, fetch: Fetch, fetched: Fetched, received: ReceivedResponse) -> NotShareable:
         """The answer to a range request: for its client, and kept as the part it is (RFC 9111 §3.3)."""
+        request, deadline = fetch.request, fetch.deadline
         verdict = storability.admit(
             structs.replace(received, status=200), request.facts, request.route.rules, request.plan
         )
@@ -313,10 +325,10 @@ class Fetcher:
         self._storing.keep_part(request, received, body)
         return NotShareable(Fetched(206, fetched.headers, WholeBody(body)), "range")
 
-    def _unstorable(self, request: CacheRequest, landing: NotShareable, deadline: Deadline) -> NotShareable:
+    def _unstorable(self, fetch: Fetch, landing: NotShareable) -> NotShareable:
         """For its client alone, from now on at the body's own pace."""
-        deadline.lift()
-        self.mark_uncacheable(self.flight_key(request))
+        fetch.deadline.lift()
+        self.mark_uncacheable(self.flight_key(fetch.request))
         return landing
 
     def _serves_others(self, request: CacheRequest, stored: Entry) -> bool:
@@ -357,12 +369,9 @@ class Fetcher:
         """Whether the complete response arrived, is too large to store, and a part of it was requested: the next such
         request is sent to the upstream, and so is this one, instead of reading and discarding everything before the
         part."""
-        if (
-            not isinstance(landing, NotShareable)
-            or landing.reason != "too-large"
-            or request.route.local
-            or request.route.made
-        ):
+        if not request.facts.ranged or not isinstance(landing, NotShareable) or landing.reason != "too-large":
+            return False
+        if request.route.local or request.route.made:
             return False
         return landing.fetched.status == 200 and self.may_send_range(request)
 
