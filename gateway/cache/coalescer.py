@@ -102,11 +102,6 @@ class Coalescer:
         """Give back the lease of `claim`: there is no fetch."""
         self._leases.unclaim(key)
 
-    def launch(self, key: str, ask: CacheRequest, stale: Entry | None) -> Flight:
-        flight = self._new_flight(key)
-        self._background.spawn(self._landed(flight, ask, ask.origin, stale))
-        return flight
-
     def _new_flight(self, key: str) -> Flight:
         self.launched += 1
         stamp = self._tiers.purges.epochs.stamp
@@ -114,8 +109,12 @@ class Coalescer:
         return flight
 
     def lead(self, key: str, ask: CacheRequest, stale: Entry | None) -> Coroutine[Any, Any, Landing]:
-        """Fetch for all waiting requests, in the task of the first one."""
-        return self._landed(self._new_flight(key), ask, ask.origin, stale, spawns=True)
+        """Fetch for all waiting requests, in the task of the first one if that `stays`; the result, for that one."""
+        flight = self._new_flight(key)
+        if ask.stays:
+            return self._landed(flight, ask, ask.origin, stale, spawns=True)
+        self._background.spawn(self._landed(flight, ask, ask.origin, stale))
+        return flight.lead()
 
     async def _landed(
         self,
@@ -134,11 +133,12 @@ class Coalescer:
         In the background (`behind`) it takes the lease, or does nothing.
         """
         landing: Landing | None = None
+        shared = not ask.route.made and self._tiers.shared.available  # else no other process can want the key
         try:
-            if ask.route.made or not self._tiers.shared.available:  # no other process can want the key
-                landing = await self._fetching.land(ask, origin, stale, flight=flight, now=flight.began)
-            else:
+            if shared:
                 landing = await self._land_leased(flight, ask, origin, stale, behind=behind)
+            else:
+                landing = await self._fetching.land(ask, origin, stale, flight=flight, now=flight.began)
         except Exception as error:
             # The waiting requests get the error and raise it: a handler's error is theirs.
             landing = Failed(500, error=error)
@@ -146,8 +146,7 @@ class Coalescer:
             self._forget(flight)
             if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
                 await flight.land(landing if landing is not None else _stopping(origin))
-        is_kept = isinstance(landing, Landed) and landing.kept and self._tiers.shared.available
-        if not ask.route.made and (is_kept or flight.lease.standing is Standing.HELD):
+        if shared and ((isinstance(landing, Landed) and landing.kept) or flight.lease.standing is Standing.HELD):
             if spawns:
                 self._background.begin(partial(self._after, flight, landing))
             else:

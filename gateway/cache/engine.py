@@ -278,18 +278,15 @@ class Engine:
             if self._fetching.is_uncacheable(key):
                 break
             flight = self.flights.get(key)
-            leading = flight is None or self._flying.outlived(request, flight)
-            if flight is None or leading:
+            if flight is None or self._flying.outlived(request, flight):
                 refused = self._refused(request) or (await self._over_limit(request) if limited else None)
                 if refused is not None:
                     self._flying.unclaim(key)
                     return self._answering.failed(request, refused, stale, reason, collapsed=False)
-                if request.stays:
-                    return await self._lead(key, request, stale, reason)
-                flight = self._flying.launch(key, request, stale)
-            elif request.exchange.allowance is not None:
+                return await self._lead(key, request, stale, reason)
+            if request.exchange.allowance is not None:
                 request.exchange.allowance.give_back(request.exchange)
-            answer = await self._wait(request, flight, stale, reason, arrived=arrived, leading=leading)
+            answer = await self._wait(request, flight, stale, reason, arrived)
             if isinstance(answer, Answer):
                 return answer
             before, key = key, self._fetching.flight_key(request, flight.vary)
@@ -298,36 +295,32 @@ class Engine:
         return await self._alone(request, stale, reason, None, ranged=self._fetching.may_send_range(request))
 
     async def _lead(self, key: str, request: CacheRequest, stale: Entry | None, reason: str) -> Answer:
-        """The response of this request's own flight, in its own task, which continues to the landing even if its client
+        """The response of this request's own flight. A request that `stays` continues to the landing even if its client
         disconnects (`RequestContext.leading`)."""
         began, exchange = time.perf_counter(), request.exchange
-        exchange.leading = True
+        exchange.leading = request.stays
         try:
             landing = await self._flying.lead(key, request, stale)
         finally:
             exchange.leading = False
         exchange.spent["upstream"] += time.perf_counter() - began
-        if request.facts.ranged and self._fetching.is_asked_again(request, landing):
+        if self._fetching.is_asked_again(request, landing):
             return await self._part_alone(request, landing, stale, reason)
         return self._answering.landed(request, landing, stale, reason, collapsed=False)
 
     async def _wait(
-        self, request: CacheRequest, flight: Flight, stale: Entry | None, reason: str, *, arrived: int, leading: bool
+        self, request: CacheRequest, flight: Flight, stale: Entry | None, reason: str, arrived: int
     ) -> Answer | Useless:
-        """A flight's result for this request, or why it can't be used.
+        """The result of another request's flight for this one, or why it can't be used.
 
         A flight that was running when the request arrived may return data purged before that, by a tag that was unknown
         before the response came.
         """
         began = time.perf_counter()
-        landing = await (flight.lead() if leading else flight.wait(partial(self._serves, request)))
+        landing = await flight.wait(partial(self._serves, request))
         request.exchange.spent["upstream"] += time.perf_counter() - began
-        if landing is None or (not leading and not self._is_for(request, landing, stale)):
+        if landing is None or not self._is_for(request, landing, stale):
             return Useless.TO_ME
-        if leading and self._fetching.is_asked_again(request, landing):
-            return await self._part_alone(request, landing, stale, reason)
-        if leading:
-            return self._answering.landed(request, landing, stale, reason, collapsed=False)
         if (
             isinstance(landing, Landed)
             and flight.number <= arrived
@@ -392,8 +385,7 @@ class Engine:
 
     def _refused(self, request: CacheRequest) -> Failed | None:
         """Why a fetch may not start now, known before a lease is taken; None if it may."""
-        governor, under_way = self._flying.governor, len(self.flights) + self._flying.alone
-        if under_way >= governor.limit and not governor.admits_miss(under_way):
+        if not self.governor.admits_miss(self.under_way):
             return self._shed(request.origin.name)
         refusal = request.origin.refusal()
         return None if refusal is None else Failed(refusal.status, error=refusal)
