@@ -266,22 +266,23 @@ class Memory:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._responses: S3Fifo[Entry] = S3Fifo(capacity)
-        self.indices: S3Fifo[VaryIndex] = S3Fifo(capacity // _INDEX_SHARE)
-        """The variants of primary keys; none where no response varies."""
-        self._room = capacity - self._responses.overhead - self.indices.overhead
+        self._indices: S3Fifo[VaryIndex] = S3Fifo(capacity // _INDEX_SHARE)
+        self._room = capacity - self._responses.overhead - self._indices.overhead
         self._evictions = 0
         self.get: Callable[[str], Entry | None] = self._responses.get  # bound once: a hit calls nothing between
         """The response stored under a variant's key."""
-        self.index: Callable[[str], VaryIndex | None] = self.indices.get
-        """The variants of a primary key."""
         self.node: Callable[[str], Node[Entry] | None] = self._responses.node
         """The node of a response's key: while its turn is the same, its response is."""
         self._unindexed: Node[VaryIndex] = Node("", None, 0, main=False)
 
+    def index(self, primary: str) -> VaryIndex | None:
+        """The variants of a primary key; None where no response to it varies, as is so of most."""
+        return self._indices.get(primary) if self._indices.entries else None
+
     def selector(self, primary: str) -> Node[VaryIndex]:
         """A node whose turn changes with whatever could change which response of a primary key a request selects, but
         for the responses' own nodes. All keys without an index share one, as most have none and an index comes once."""
-        node = self.indices.node(primary)
+        node = self._indices.node(primary)
         return self._unindexed if node is None else node
 
     def __repr__(self) -> str:
@@ -294,7 +295,7 @@ class Memory:
     @property
     def statistics(self) -> MemoryStatistics:
         """What is stored now, and how many responses were evicted since the start."""
-        return MemoryStatistics(len(self._responses), self._responses.bytes + self.indices.bytes, self._evictions)
+        return MemoryStatistics(len(self._responses), self._responses.bytes + self._indices.bytes, self._evictions)
 
     def hottest(self, number: int) -> list[str]:
         """The keys of up to `number` responses, the most used first, of 20,000 entries. Parts and forms of responses,
@@ -309,23 +310,23 @@ class Memory:
             self._responses.remove(stored.key)
         else:
             self._responses.put(stored.key, stored, size)
-        index = self.indices.node(stored.primary) if self.indices.entries else None
+        index = self._indices.node(stored.primary) if self._indices.entries else None
         if index is not None:
             index.turn += 1  # it may now be the one of them that a request selects
-        if self._responses.bytes + self.indices.bytes > self._room:
+        if self._responses.bytes + self._indices.bytes > self._room:
             self._shrink()
         return None if index is None else index.value
 
     def renew(self, node: Node[Entry], stored: Entry, size: int) -> None:
         """`put` into the key's existing node, if its primary key has no index; `size` is at most an eighth."""
         self._responses.renew(node, stored, size)
-        if self._responses.bytes + self.indices.bytes > self._room:
+        if self._responses.bytes + self._indices.bytes > self._room:
             self._shrink()
 
     def put_index(self, index: VaryIndex) -> None:
-        if self.indices.node(index.primary) is None:
+        if self._indices.node(index.primary) is None:
             self._unindexed.turn += 1
-        self.indices.put(index.primary, index, _index_size(index))
+        self._indices.put(index.primary, index, _index_size(index))
         self._shrink()
 
     def remove(self, key: str) -> None:
@@ -333,10 +334,10 @@ class Memory:
 
     def clear(self) -> None:
         self._responses.clear()
-        self.indices.clear()
+        self._indices.clear()
 
     def _shrink(self) -> None:
-        responses, indices = self._responses, self.indices
+        responses, indices = self._responses, self._indices
         while responses.bytes + indices.bytes > self._room and (responses.bytes or indices.bytes):
             # Indices are small and help every variant: they go only once there are as many of them as of entries.
             if responses.bytes and (len(indices) <= len(responses) or not indices.bytes):

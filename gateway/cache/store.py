@@ -99,7 +99,7 @@ class TieredStore:
     def at_hand(self, wanted: Selection) -> Entry | None:
         """The newest response in memory that a request selects (RFC 9111 §4.1)."""
         plan = wanted.plan
-        index = self.memory.index(plan.primary) if self.memory.indices.entries else None
+        index = self.memory.index(plan.primary)
         if index is None:
             stored = self.memory.get(plan.base)
             return None if stored is None else self._judged(stored, wanted)
@@ -116,7 +116,7 @@ class TieredStore:
 
     def flight_key(self, wanted: Selection) -> str:
         """The key of the variant that a request will most likely get, by what the newest response varied on."""
-        index = self.memory.index(wanted.plan.primary) if self.memory.indices.entries else None
+        index = self.memory.index(wanted.plan.primary)
         return wanted.plan.base if index is None else likely_key(index, wanted.plan.base, wanted.suffixes)
 
     def has_others(self, wanted: Selection) -> bool:
