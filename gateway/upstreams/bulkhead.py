@@ -164,7 +164,8 @@ class RetryBudget:
         return f"<RetryBudget {self._tokens:.1f} left, {self.spent} spent, {self.denied} denied>"
 
     def asked(self) -> None:
-        self._tokens = min(self._reserve, self._tokens + self._share)
+        if self._tokens < self._reserve:
+            self._tokens += self._share
 
     def take(self) -> bool:
         """Whether a request may be repeated now."""

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 
 from gateway.errors import UpstreamMalformed
 from gateway.observability.log import at_most_every, state
@@ -34,25 +33,23 @@ LATE = Cause("timeout", "no response before the deadline")
 _INSIDE = re.compile(r"(?![^?]*/\.{1,2}(?:[/?]|$))/[!$-\[\]-~]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Base:
-    """Scheme, host, port and prefix of an upstream."""
+    """Scheme, host, port and prefix of an upstream; `origin` is the first three."""
 
     scheme: str
     netloc: bytes
     prefix: str
     sent_host: bytes
     """The `Host` of requests that have none of the client's."""
+    origin: str
 
     @classmethod
     def of(cls, url: str, host: str | None = None) -> Base:
         parsed = httpx.URL(url)
         prefix = parsed.raw_path.decode("ascii").rstrip("/")
-        return cls(parsed.scheme, parsed.netloc, prefix, host.encode("ascii") if host else parsed.netloc)
-
-    @cached_property
-    def origin(self) -> str:
-        return f"{self.scheme}://{self.netloc.decode('ascii')}"
+        origin = f"{parsed.scheme}://{parsed.netloc.decode('ascii')}"
+        return cls(parsed.scheme, parsed.netloc, prefix, host.encode("ascii") if host else parsed.netloc, origin)
 
     def path(self, target: str) -> bytes:
         """The path and query of `target` below this base. As it starts with a slash and contains nothing that ends a
@@ -76,6 +73,9 @@ class BreakerState(Enum):
     """One request goes through, to try."""
     OPEN = 2
     """None goes through."""
+
+
+CLOSED, HALF_OPEN, OPEN = BreakerState
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Breaker:
     __slots__ = ("_before", "_failures", "_now", "_probing", "_rest", "_until", "_window", "opened", "series", "state")
 
     def __init__(self, *, failures: int = 20, window: float = 10.0, rest: float = 2.0) -> None:
-        self.state = BreakerState.CLOSED
+        self.state = CLOSED
         self.opened = 0
         """How often it opened."""
         self._failures = failures
@@ -122,40 +122,36 @@ class Breaker:
 
     def admit(self, now: float) -> int | None:
         """A permit for one request, which reports its result; None if the request must not be sent."""
-        if self.state is BreakerState.OPEN and now >= self._until:
-            self._enter(BreakerState.HALF_OPEN)
+        if self.state is OPEN and now >= self._until:
+            self._enter(HALF_OPEN)
             self._probing = False
-        if self.state is BreakerState.CLOSED:
+        if self.state is CLOSED:
             return self.series
-        if self.state is BreakerState.OPEN or self._probing:
+        if self.state is OPEN or self._probing:
             return None
         self._probing = True
         return self.series
 
     def retry_after(self, now: float) -> float:
         """Seconds until a retry is worthwhile."""
-        return max(0.0, self._until - now) if self.state is BreakerState.OPEN else 0.0 if self._closed else self._rest
+        return max(0.0, self._until - now) if self.state is OPEN else 0.0 if self.state is CLOSED else self._rest
 
-    @property
-    def _closed(self) -> bool:
-        return self.state is BreakerState.CLOSED
-
-    def succeeded(self, series: int, now: float) -> None:
+    def succeeded(self, series: int, now: float) -> bool:
+        """A request succeeded; whether that has closed it again."""
         if series != self.series:
-            return  # sent before the state changed: it doesn't concern the host's current state
-        if self.state is BreakerState.HALF_OPEN:
-            self._enter(BreakerState.CLOSED)
+            return False  # sent before the state changed: it doesn't concern the host's current state
+        if self.state is HALF_OPEN:
+            self._enter(CLOSED)
             self._now, self._before = _Count(now), _Count()
-        elif now - self._now.began < self._window / 2:
-            self._now.all += 1
-        else:
-            self._counted(now).all += 1
+            return True
+        self._counted(now).all += 1
+        return False
 
     def failed(self, series: int, now: float, client: bytes | None = None) -> None:
         """A request failed; `client` names whose credentials it had, if that may be why."""
         if series != self.series:
             return
-        if self.state is BreakerState.HALF_OPEN:
+        if self.state is HALF_OPEN:
             self._open(now)
             return
         count = self._counted(now)
@@ -188,7 +184,7 @@ class Breaker:
         return self._now
 
     def _open(self, now: float) -> None:
-        self._enter(BreakerState.OPEN)
+        self._enter(OPEN)
         self._until = now + self._rest
         self.opened += 1
 
@@ -226,14 +222,14 @@ class Host:
     @property
     def usable(self) -> bool:
         """Whether requests may be sent to it, or one to try."""
-        return self.healthy and self.breaker.state is not BreakerState.OPEN
+        return self.healthy and self.breaker.state is not OPEN
 
     def admit(self) -> int | None:
         """A permit of its breaker for one request; None if none may be sent."""
         if not self.healthy:
             return None
         breaker = self.breaker
-        return breaker.series if breaker.state is BreakerState.CLOSED else breaker.admit(self.monotonic())
+        return breaker.series if breaker.state is CLOSED else breaker.admit(self.monotonic())
 
     def is_its_turn(self) -> bool:
         """Whether a host that came back a moment ago takes this request: ever more of those whose turn is its own."""
@@ -266,14 +262,11 @@ class Host:
         if self.slow_start:
             self.returned, self._credit = self.monotonic(), 0.0
 
-    def _succeeded(self, series: int) -> None:
-        closed = self.breaker.state is BreakerState.CLOSED
-        self.breaker.succeeded(series, self.monotonic())
-        if not closed and self.breaker.state is BreakerState.CLOSED:
-            self._told_open = False
-            said = "upstream %s: the circuit breaker of %s is closed again"
-            logger.info(said, self.upstream, self.name, extra=state(f"breaker of {self._topic}"))
-            self._come_back()
+    def _closed_again(self) -> None:
+        self._told_open = False
+        said = "upstream %s: the circuit breaker of %s is closed again"
+        logger.info(said, self.upstream, self.name, extra=state(f"breaker of {self._topic}"))
+        self._come_back()
 
     def _failed(self, series: int, client: bytes | None = None) -> None:
         opened = self.breaker.opened
@@ -294,10 +287,8 @@ class Host:
         """A request got a response; `client` identifies the client of a failed one, if known."""
         if status >= 500:
             self._failed(series, client)
-        elif self.breaker.state is BreakerState.CLOSED:
-            self.breaker.succeeded(series, self.monotonic())
-        else:
-            self._succeeded(series)
+        elif self.breaker.succeeded(series, self.monotonic()):
+            self._closed_again()
 
     def ended_by(self, series: int, error: BaseException, *, late: bool, lost: bool) -> None:
         """A request ended with `error`: `late`, at its deadline, or `lost`, because its kept-alive connection was
