@@ -22,7 +22,7 @@ LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 class Tally:
     """A count in plain numbers, for callers that count a hundred thousand times per second; `Metrics.flush` adds it to
-    the counters. `slow` counts by bucket those above the first bucket's bound."""
+    the counters. `slow` counts by bucket; those within the first bucket's bound may be missing there."""
 
     __slots__ = ("count", "seconds", "slow")
 
@@ -38,8 +38,7 @@ class Tally:
         """Count a request that took so long."""
         self.count += 1
         self.seconds += seconds
-        if seconds > SECONDS[0]:
-            self.add_slow(seconds)
+        self.slow[bisect_left(SECONDS, seconds)] += 1
 
     def add_slow(self, seconds: float) -> None:
         self.slow[bisect_left(SECONDS, seconds)] += 1
@@ -160,7 +159,7 @@ class Metrics:
 def _observe(histogram: Histogram, tally: Tally) -> None:
     """`observe` for many values at once; prometheus-client has no public way, and a test checks this one."""
     histogram._sum.inc(tally.seconds)
-    quick = tally.count - sum(tally.slow)
-    for bucket, count in zip(histogram._buckets, [quick, *tally.slow[1:]], strict=True):
+    slow = tally.slow[1:]
+    for bucket, count in zip(histogram._buckets, [tally.count - sum(slow), *slow], strict=True):
         if count:
             bucket.inc(count)
