@@ -422,8 +422,9 @@ class AggregateHandlers:
         assert exchange.target is not None
         headers, route = exchange.headers, aggregate.route
         asked = asked_of(aggregate, path, exchange.target, headers, parameters)
-        if block is not None and "x-request-id" not in (route.keying.vary or ()):
-            fields, facts = block.planned[route, exchange.method]
+        known = None if block is None else block.planned[route, exchange.method]
+        if known is not None:
+            fields, facts = known
             planned = fields.plan(aggregate.origin, asked.target)
         else:
             planned = plan(route.keying, aggregate.origin, asked.target, headers, has_body=has_body(headers))

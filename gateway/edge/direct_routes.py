@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Protocol
 
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -26,7 +25,6 @@ from gateway.http.target import Slashes, Target
 from gateway.routing.declared import Declared
 from gateway.routing.handlers import AskedAgain, DeclaredRequest, Handlers
 from gateway.routing.references import Asked
-from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.request import Interim
 
 
@@ -70,30 +68,19 @@ as it has no dots."""
 _NAMED = re.compile(r"\(\?P<\w+>")
 
 
-@dataclass(frozen=True)
 class DirectRoute:
     """A route of the configuration with one upstream, in the form of `Direct`."""
 
-    handlers: Handlers
-    route: Declared
+    __slots__ = ("_origin", "_plain_path", "engine_route", "handlers", "reads", "route", "slashes")
 
-    @property
-    def slashes(self) -> Slashes:
-        return self.route.config.encoded_slashes
-
-    @cached_property
-    def reads(self) -> bool:
-        open_to_all = self.route.admission is None and not self.route.counts_hits
-        return open_to_all and self.route.passes("GET") and self.route.passes("HEAD")
-
-    @cached_property
-    def engine_route(self) -> EngineRoute:
-        return self.route.engine_route
-
-    @cached_property
-    def _origin(self) -> UpstreamOrigin:
+    def __init__(self, handlers: Handlers, route: Declared) -> None:
+        self.handlers, self.route, self.engine_route = handlers, route, route.engine_route
+        self.slashes: Slashes = route.config.encoded_slashes
+        open_to_all = route.admission is None and not route.counts_hits
+        self.reads = open_to_all and route.passes("GET") and route.passes("HEAD")
+        self._plain_path = route.target.plain_path
+        self._origin = route.origin("", "", handlers.metrics)
         """The origin of its responses, but for what each request has of its own."""
-        return self.route.origin("", "", self.handlers.metrics)
 
     def ask(
         self,
@@ -106,26 +93,30 @@ class DirectRoute:
         assert exchange.target is not None
         route, own = self.route, exchange.target.path
         if parameters is not None:
-            plain = route.target.plain_path  # values of a plain path are in their one form already
+            plain = self._plain_path  # values of a plain path are in their one form already
             target = plain % parameters if plain else route.whole_target(parameters, ())
         else:
             target, parameters = route.upstream_target(own, exchange.target.query)
             own = str(exchange.target)
-        asked = Asked(route, target, own, exchange.root)
-        told = partial(self.handlers.interim, interim, asked)
+        handlers = self.handlers
+        asked = Asked(route, target, own, parameters, exchange.root)
+        told = partial(handlers.interim, interim, asked)
         origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=told)
         if route.limits is not None:
             exchange.allowance = route.limits.allowance()
-        exchange.recall = AskedAgain(self.handlers, asked, parameters, exchange.target)
-        return self.handlers.ask(exchange, asked, origin, parameters, None, block=block, stays=True)
+        exchange.recall = AskedAgain(handlers, asked, exchange.target)
+        return handlers.ask(exchange, asked, origin, block=block, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
         assert isinstance(ask, DeclaredRequest)
-        return self.handlers.public(await self.handlers.engine.answer(ask), ask.asked)
+        handlers = self.handlers
+        return handlers.public(await handlers.engine.answer(ask), ask.asked)
 
 
 class DirectStream(DirectRoute):
     """The same for a route with `stream: share`."""
+
+    __slots__ = ()
 
     async def answer(self, ask: CacheRequest) -> Answer:
         assert isinstance(ask, DeclaredRequest)
@@ -163,10 +154,13 @@ class Patterns:
         self()
         path = plain[1].decode("ascii")
         match = self._plain.match(path)
-        if match is None or match.lastindex is None:
+        direct, groups = _NO_ROUTE if match is None else self._groups.get(match.lastindex, _NO_ROUTE)
+        if match is None or direct is None:
             return None
-        direct, names, values = self._groups[match.lastindex]
-        return None if direct is None else (direct, path, dict(zip(names, match.groups()[values], strict=True)))
+        parameters = {}
+        for name, group in groups:
+            parameters[name] = match[group]
+        return direct, path, parameters
 
     def slashes(self, target: Target) -> Slashes:
         """How the route of a target handles encoded slashes. Python handlers refuse them."""
@@ -185,18 +179,19 @@ class Patterns:
         return [_pattern(context) for context in contexts] if contexts else [(_ANYTHING, None)]
 
 
-Groups = dict[int, tuple[Direct | None, tuple[str, ...], slice]]
+Group = tuple[Direct | None, tuple[tuple[str, int], ...]]
+"""A declared route if it is read, and the names of its parameters with their groups."""
+Groups = dict[int | None, Group]
+_NO_ROUTE: Group = None, ()
 
 
 def _one_of(patterns: Iterable[Pattern]) -> tuple[re.Pattern[str], Groups]:
-    """One pattern for all, the first of which matches; and by the index of its group the route, if it is read, and the
-    names and places of the groups that follow."""
+    """One pattern for all, the first of which matches; and by the index of its group what it leads to."""
     alternatives, groups, index = [], Groups(), 1
     for pattern, direct in patterns:
         alternatives.append(f"({_NAMED.sub('(', pattern.pattern)})")
-        names = tuple(sorted(pattern.groupindex, key=pattern.groupindex.__getitem__))
         readable = direct if direct is not None and direct.reads else None
-        groups[index] = readable, names, slice(index, index + len(names))
+        groups[index] = readable, tuple((name, index + place) for name, place in pattern.groupindex.items())
         index += 1 + pattern.groups
     return re.compile("|".join(alternatives)), groups
 

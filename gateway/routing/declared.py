@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from urllib.parse import quote
 
@@ -48,7 +47,7 @@ ACCEPT_QUERY = b"accept-query"
 CAPABILITY = (b"surrogate-capability", b'gateway="Surrogate/1.0"')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Declared:
     """A declared route, ready for requests."""
 
@@ -64,6 +63,25 @@ class Declared:
     content: ContentRules | None = None
     """Which requests with content are reads; None if none are."""
     limits: RouteLimits | None = None
+    is_tagged: bool = field(init=False, repr=False)
+    """Whether its responses have tags of its own settings."""
+    inside: PathTemplate = field(init=False, repr=False)
+    """The template of the upstream target, for translating the upstream's paths back."""
+    patience: Patience = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        timeout = self.config.timeout
+        patience = ORDINARY if timeout is None else Patience(timeout=timeout.total_seconds())
+        object.__setattr__(self, "is_tagged", bool(self.config.tags))
+        object.__setattr__(self, "inside", self._inside())
+        object.__setattr__(self, "patience", patience)
+
+    def _inside(self) -> PathTemplate:
+        text = self.target.path
+        for name in self.template.parameters:
+            if f"{{{name}:path}}" in self.template.text:
+                text = text.replace(f"{{{name}}}", f"{{{name}:path}}")
+        return PathTemplate(text)
 
     @property
     def counts_hits(self) -> bool:
@@ -74,21 +92,12 @@ class Declared:
     def template(self) -> PathTemplate:
         return self.config.template
 
-    @cached_property
-    def inside(self) -> PathTemplate:
-        """The template of the upstream target, for translating the upstream's paths back."""
-        text = self.target.path
-        for name in self.template.parameters:
-            if f"{{{name}:path}}" in self.template.text:
-                text = text.replace(f"{{{name}}}", f"{{{name}:path}}")
-        return PathTemplate(text)
-
     @property
     def allow(self) -> bytes:
         """The value of `Allow`, where `methods` is set."""
         return ", ".join(dict.fromkeys((*(self.config.allowed or ()), "OPTIONS"))).encode("ascii")
 
-    @cached_property
+    @property
     def accept_query(self) -> list[tuple[bytes, bytes]]:
         """`Accept-Query` (RFC 10008 §3), where QUERY is a read of the route; otherwise nothing."""
         if self.content is None or QUERY not in self.content.methods:
@@ -143,11 +152,6 @@ class Declared:
     def deadline(self) -> float:
         """Seconds for a complete response."""
         return self.upstream.timeout if self.patience.timeout is None else self.patience.timeout
-
-    @cached_property
-    def patience(self) -> Patience:
-        timeout = self.config.timeout
-        return ORDINARY if timeout is None else Patience(timeout=timeout.total_seconds())
 
     def _target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
         upstream_path, fixed = self.target.ask(parameters)

@@ -18,17 +18,20 @@ from gateway.policy.keys import Keying, PlannedFields
 from gateway.policy.rules import RequestDirectives, directives_of
 
 
-class Planned(dict[tuple[Route, str], tuple[PlannedFields, RequestDirectives]]):
-    """What requests with these fields come to by route and method, whatever their target; made when it is asked for."""
+class Planned(dict[tuple[Route, str], tuple[PlannedFields, RequestDirectives] | None]):
+    """What requests with these fields come to by route and method, whatever their target; made when it is asked for.
+    None for a route that keys the request ID, which is not among the fields."""
 
     __slots__ = ("_headers",)
 
     def __init__(self, headers: Headers) -> None:
         self._headers = headers
 
-    def __missing__(self, asked: tuple[Route, str]) -> tuple[PlannedFields, RequestDirectives]:
-        (route, method), headers = asked, self._headers
-        made = self[asked] = PlannedFields.of(route.keying, headers), directives_of(method, headers, route.rules)
+    def __missing__(self, asked: tuple[Route, str]) -> tuple[PlannedFields, RequestDirectives] | None:
+        (route, method), headers, made = asked, self._headers, None
+        if "x-request-id" not in (route.keying.vary or ()):
+            made = PlannedFields.of(route.keying, headers), directives_of(method, headers, route.rules)
+        self[asked] = made
         return made
 
 

@@ -105,10 +105,12 @@ class Prepare:
     def _planned(self, scope: Scope, exchange: RequestContext, route: Route, target: str) -> Plan:
         headers, origin = scope["headers"], self.settings.origin_name
         block: PlanCache | None = scope.get(STORED_KEY)
-        if block is None or headers is not exchange.headers or "x-request-id" in (route.keying.vary or ()):
+        if headers is not exchange.headers:
+            block = None
+        known = None if block is None else block.planned[route, exchange.method]
+        if known is None:
             return plan(route.keying, origin, target, headers, has_body=has_body(headers))
-        fields, _ = block.planned[route, exchange.method]
-        return fields.plan(origin, target)
+        return known[0].plan(origin, target)
 
     def _note_overrides(self, request: Request, reading: Reading) -> None:
         """An override (`app.dependency_overrides`) is not in the tree, and is handed FastAPI's own request."""

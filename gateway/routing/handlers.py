@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from operator import itemgetter
 from urllib.parse import unquote, urlsplit
 
@@ -69,13 +69,12 @@ def _nothing(path: str) -> None:
 
 
 class DeclaredRequest(CacheRequest, frozen=True, kw_only=True):
-    """A request of a declared route; `parameters` are the encoded values in its path."""
+    """A request of a declared route."""
 
     asked: Asked
-    parameters: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Handlers:
     """Makes the handlers of declared routes. `serving` as `References` has it."""
 
@@ -85,6 +84,10 @@ class Handlers:
     serving: Callable[[str], Declared | None] = _nothing
     streams: SharedStreams = field(default_factory=SharedStreams)
     _warned: set[tuple[str, str]] = field(default_factory=set)
+    _references: References = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_references", References(self.declared, self.serving))
 
     def handler(self, route: Declared) -> Callable[[Request], Awaitable[Response]]:
         """The handler of a declared route, for every method."""
@@ -114,17 +117,17 @@ class Handlers:
                 raise too_large_request()
             path, root = local_path(request), root_of(request)
             target, parameters = route.upstream_target(path, exchange.target.query)
-            asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), root)
+            asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), parameters, root)
             send = interim_of(request)
             interim = None if send is None else partial(self.interim, send, asked)
             origin = route.origin(target, exchange.request_id, self.metrics, interim)
             if request.method == "PURGE":
-                return await self._purge(exchange, route, origin, parameters)
+                return await self._purge(exchange, route, origin)
             if route.content is not None and request.method in route.content.methods:
-                return await self._read_content(route.content, client, exchange, asked, origin, parameters)
+                return await self._read_content(route.content, client, exchange, asked, origin)
             if request.method not in ("GET", "HEAD"):
-                return await self._pass(client, exchange, asked, origin, parameters)
-            return await self._read(client, exchange, asked, origin, parameters)
+                return await self._pass(client, exchange, asked, origin)
+            return await self._read(client, exchange, asked, origin)
 
         handle.__name__ = route.name
         handle.__doc__ = route.config.description
@@ -160,7 +163,7 @@ class Handlers:
     def recall(self, ask: DeclaredRequest) -> FastPath:
         """The edge's data for the next request of this line."""
         assert isinstance(ask.origin, UpstreamOrigin)
-        again, content = AskedAgain(self, ask.asked, ask.parameters, ask.exchange.target), ask.origin.content
+        again, content = AskedAgain(self, ask.asked, ask.exchange.target), ask.origin.content
         if content is None:
             return again.recall()
         again = structs.replace(again, origin=structs.replace(ask.origin, interim=None))
@@ -173,7 +176,7 @@ class Handlers:
             route=asked.route.engine_route,
             origin=asked.route.upstream.name,
             target=asked.target,
-            tags=self._tags(asked.route, again.parameters) if asked.route.config.tags else (),
+            tags=self._tags(asked) if asked.route.is_tagged else (),
             public=_Public(self, asked),
             ask=again,
             content=content,
@@ -183,54 +186,50 @@ class Handlers:
             admit=limits.admits_hit if limits is not None and asked.route.counts_hits else None,
         )
 
-    def _tags(self, route: Declared, parameters: dict[str, str], principal: Principal | None = None) -> tuple[str, ...]:
-        decoded = {name: unquote(value) for name, value in parameters.items()}
-        return route.tags(decoded, principal)
+    def _tags(self, asked: Asked, principal: Principal | None = None) -> tuple[str, ...]:
+        decoded = {name: unquote(value) for name, value in asked.parameters.items()}
+        return asked.route.tags(decoded, principal)
 
     def ask(
         self,
         exchange: RequestContext,
         asked: Asked,
         origin: UpstreamOrigin,
-        parameters: dict[str, str],
-        body: AsyncIterator[bytes] | bytes | None,
+        body: AsyncIterator[bytes] | bytes | None = None,
         *,
         block: PlanCache | None = None,
         stays: bool = False,
     ) -> DeclaredRequest:
         """`block` is the header block of `exchange`, if it was parsed before; `stays` as in `CacheRequest`. `body` is
         what the client sent, for a bypass; that of a read whose content is in its key is in `origin`."""
-        route, headers, content = asked.route, exchange.headers, origin.content
-        keying = route.engine_route.keying
+        declared, headers, content = asked.route, exchange.headers, origin.content
+        route, name = declared.engine_route, declared.upstream.name
         if content is not None:
             headers = without(headers, b"range", b"if-range")  # a range is one of a GET (RFC 9110 §14.2)
-        if block is not None and "x-request-id" not in (keying.vary or ()):
-            fields, facts = block.planned[route.engine_route, exchange.method]
-            planned = fields.plan(route.upstream.name, origin.target)
+        known = None if block is None else block.planned[route, exchange.method]
+        if known is not None:
+            fields, facts = known
+            planned = fields.plan(name, asked.target)
         else:
             with_body = body is not None and content is None
-            planned = plan(keying, route.upstream.name, origin.target, headers, has_body=with_body, content=content)
-            facts = directives_of(exchange.method, headers, route.engine_route.rules)
+            planned = plan(route.keying, name, asked.target, headers, has_body=with_body, content=content)
+            facts = directives_of(exchange.method, headers, route.rules)
+        tags = self._tags(asked, exchange.principal) if declared.is_tagged else ()
+        wanted = structs.replace(route.selection, plan=planned, headers=headers, tags=tags)
+        past = partial(self._past, exchange, asked, origin, body)
+        return DeclaredRequest(route, planned, facts, headers, exchange, origin, past, wanted, stays=stays, asked=asked)
 
-        async def past() -> Fetched:
-            assert exchange.target is not None
-            whole = route.whole_target(parameters, exchange.target.query)
-            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
-
-        tags = self._tags(route, parameters, exchange.principal) if route.config.tags else ()
-        return DeclaredRequest(
-            asked=asked,
-            parameters=parameters,
-            route=route.engine_route,
-            plan=planned,
-            facts=facts,
-            headers=headers,
-            exchange=exchange,
-            origin=origin,
-            past=past,
-            wanted=structs.replace(route.engine_route.selection, plan=planned, headers=headers, tags=tags),
-            stays=stays,
-        )
+    async def _past(
+        self,
+        exchange: RequestContext,
+        asked: Asked,
+        origin: UpstreamOrigin,
+        body: AsyncIterator[bytes] | bytes | None,
+    ) -> Fetched:
+        """The upstream's response to a request that bypasses the cache. Raises UpstreamError."""
+        assert exchange.target is not None
+        whole = asked.route.whole_target(asked.parameters, exchange.target.query)
+        return await send_past(self.engine, exchange, asked.route.engine_route, origin, body, whole)
 
     async def _read(
         self,
@@ -238,10 +237,9 @@ class Handlers:
         exchange: RequestContext,
         asked: Asked,
         origin: UpstreamOrigin,
-        parameters: dict[str, str],
     ) -> Response:
         with_body = has_body(exchange.headers)
-        ask = self.ask(exchange, asked, origin, parameters, client.body() if with_body else None)
+        ask = self.ask(exchange, asked, origin, client.body() if with_body else None)
         if asked.route.shares_streams:
             answer = await client.while_there(self.streamed(ask))
             return AnswerResponse(self.public(answer, asked), client)
@@ -266,7 +264,6 @@ class Handlers:
         exchange: RequestContext,
         asked: Asked,
         origin: UpstreamOrigin,
-        parameters: dict[str, str],
     ) -> Response:
         """A read whose content is part of the key, or a bypass if that can't be."""
         origin = structs.replace(origin, sent_as=rules.method(exchange.method))
@@ -276,9 +273,9 @@ class Handlers:
             body = await read_up_to(pieces, rules.largest)
             refusal = CONTENT_TOO_LARGE if len(body) > rules.largest else None
         if refusal is not None:
-            return await self._pass_content(refusal, client, exchange, asked, origin, parameters, chained(body, pieces))
+            return await self._pass_content(refusal, client, exchange, asked, origin, chained(body, pieces))
         origin = structs.replace(origin, content=rules.content(exchange.method, exchange.headers, body))
-        ask = self.ask(exchange, asked, origin, parameters, body)
+        ask = self.ask(exchange, asked, origin, body)
         return await self._answered(client, ask)
 
     async def _pass_content(
@@ -288,17 +285,10 @@ class Handlers:
         exchange: RequestContext,
         asked: Asked,
         origin: UpstreamOrigin,
-        parameters: dict[str, str],
         body: AsyncIterator[bytes],
     ) -> Response:
         """The same for a read whose content can't be in the key: it bypasses the cache, and invalidates nothing."""
-        route = asked.route
-
-        async def send() -> Fetched:
-            assert exchange.target is not None
-            whole = route.whole_target(parameters, exchange.target.query)
-            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
-
+        send = partial(self._past, exchange, asked, origin, body)
         answer = await client.while_there(self.engine.pass_by(exchange, "bypass", send, detail=why))
         return AnswerResponse(self.public(answer, asked), client)
 
@@ -339,9 +329,7 @@ class Handlers:
             exchange.outcome = structs.replace(exchange.outcome, collapsed=True)
         return answer
 
-    async def _purge(
-        self, exchange: RequestContext, route: Declared, origin: UpstreamOrigin, parameters: dict[str, str]
-    ) -> Response:
+    async def _purge(self, exchange: RequestContext, route: Declared, origin: UpstreamOrigin) -> Response:
         """The PURGE method, as in Varnish and Squid: purges its URL, for clients in the networks of the route's
         `purge_from`."""
         if exchange.client not in Trusted(route.config.purge_from):
@@ -351,24 +339,16 @@ class Handlers:
         report = await self.engine.purge(keys=[target], soft=soft, by=f"PURGE from {exchange.client}")
         return purge_response(report)
 
-    async def _pass(
-        self, client: Client, exchange: RequestContext, asked: Asked, origin: UpstreamOrigin, parameters: dict[str, str]
-    ) -> Response:
+    async def _pass(self, client: Client, exchange: RequestContext, asked: Asked, origin: UpstreamOrigin) -> Response:
         route = asked.route
         body = client.body() if has_body(exchange.headers) else None
         if body is None:
             client.expect_no_body()
-
-        async def send() -> Fetched:
-            assert exchange.target is not None
-            whole = route.whole_target(parameters, exchange.target.query)
-            return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
-
         answer = await client.while_there(
             self.engine.pass_by(
                 exchange,
                 "method",
-                send,
+                partial(self._past, exchange, asked, origin, body),
                 invalidates=None
                 if exchange.method in SAFE_METHODS
                 else lambda fetched: self._invalidated(route, exchange, origin.target, fetched),
@@ -454,10 +434,6 @@ class Handlers:
         public = self.public(Answer(status, passed_on(headers), b""), asked)
         send(status, asked.route.engine_route.downstream.interim(public.headers))
 
-    @cached_property
-    def _references(self) -> References:
-        return References(self.declared, self.serving)
-
 
 def _below_base(target: str, upstream: Upstream, netloc: str) -> str:
     prefix = urlsplit(upstream.config.bases[0]).path
@@ -479,7 +455,6 @@ class AskedAgain(msgspec.Struct, frozen=True, gc=False):
 
     handlers: Handlers
     asked: Asked
-    parameters: dict[str, str]
     target: Target | None
     """The public one."""
     origin: UpstreamOrigin | None = None
@@ -494,4 +469,4 @@ class AskedAgain(msgspec.Struct, frozen=True, gc=False):
             origin = structs.replace(self.origin, request_id=exchange.request_id)
         else:
             origin = asked.route.origin(asked.target, exchange.request_id, handlers.metrics)
-        return handlers.ask(exchange, asked, origin, self.parameters, None)
+        return handlers.ask(exchange, asked, origin)

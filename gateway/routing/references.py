@@ -33,12 +33,13 @@ _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """The request of a response: its route, its upstream target, and its public target below `root`, the path where the
-    app is mounted."""
+    """The request of a response: its route, its upstream target, its public target below `root`, the path where the app
+    is mounted, and the encoded values in its path."""
 
     route: Declared
     target: str
     public: str
+    parameters: dict[str, str]
     root: str = ""
 
 
