@@ -184,6 +184,11 @@ class RequestContext(msgspec.Struct):
     def __repr__(self) -> str:
         return f"<RequestContext {self.method} {self.target} {self.outcome!r}>"
 
+    def came_through(self, told: Told) -> None:
+        """Note what trusted proxies say of the client."""
+        self.told, self.client, self.forwarded_for = told, told.client, ", ".join(told.chain)
+        self.scheme = told.scheme or self.scheme
+
     def cut(self, error: UpstreamError) -> None:
         """The upstream broke off in the middle of the answer, whose head was sent."""
         self.failure = error.why

@@ -95,6 +95,7 @@ class ConnectionGuard:
             *(each.total_seconds() for each in (limits.write_timeout, limits.keep_alive)),
         )
         self._bounds = limits
+        self._most, self._most_of_client = limits.requests, limits.requests_per_client
         self._trusted = Trusted(config.trusted_proxies if config is not None else [])
         self._log = log
 
@@ -136,9 +137,8 @@ class ConnectionGuard:
 
     def admit(self, client: str) -> None:
         """Register a request for the app. Raises RequestRefused if it is one too many."""
-        bounds = self._bounds
         own = self._requests_by_client.get(client, 0)
-        if self._requests >= bounds.requests or (own >= bounds.requests_per_client and self._is_counted(client)):
+        if self._requests >= self._most or (own >= self._most_of_client and self._is_counted(client)):
             raise RequestRefused("Too many concurrent requests.", 503, "requests")
         self._requests += 1
         self._requests_by_client[client] = own + 1

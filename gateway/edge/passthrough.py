@@ -122,24 +122,26 @@ class PassThrough:
                 if found is None:
                     return None
                 method, direct, parameters = read.method.decode("ascii"), found, None
-            block, trusted, route = repeat.block, self.trusted, direct.engine_route
-            told = None if trusted is None else trusted.told(peer, block.headers)
+            block, route = repeat.block, direct.engine_route
             exchange = RequestContext(
                 request_id=request_id.decode("ascii"),
                 began=began,
                 method=method,
-                client=peer if told is None else told.client,
-                scheme=scheme if told is None else told.scheme or scheme,
-                forwarded_for=peer if told is None else ", ".join(told.chain),
-                headers=[*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers,
-                host=block.host if told is None else place(told, block.host, scheme)[0],
+                client=peer,
+                scheme=scheme,
+                host=block.host,
                 target=target,
-                root=self.root,
+                headers=[*block.headers, (b"x-request-id", request_id)] if repeat.numbered else block.headers,
                 route=route.name,
                 downstream=route.downstream,
-                told=told,
+                forwarded_for=peer,
+                root=self.root,
             )
-            pass_request = PassThroughRequest(self, exchange, direct, traced=block.traced)
+            if self.trusted is not None:
+                told = self.trusted.told(peer, block.headers)
+                exchange.came_through(told)
+                exchange.host = place(told, block.host, scheme)[0]
+            pass_request = PassThroughRequest(self, exchange, direct, block.traced)
             pass_request.ask = direct.ask(exchange, pass_request.interim, block, parameters)
         except RequestRefused:
             return None
@@ -161,10 +163,9 @@ class PassThroughRequest(msgspec.Struct, eq=False):
     direct: Direct
     traced: bool
     ask: CacheRequest | None = None
-    """None once the request has begun."""
+    """None once its task runs."""
     _connection: Connection | None = None
     _task: asyncio.Task[None] | None = None
-    _running: bool = False
     _begun: bool = False
     """Whether the head is written."""
     _left: bool = False
@@ -179,21 +180,17 @@ class PassThroughRequest(msgspec.Struct, eq=False):
         return self._size if self._shared is None else self._shared.sent
 
     def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
-        assert self.ask is not None
         self._connection, self._close = connection, close
         self._pass_through.underway.began()
-        self._task = loop.create_task(self._run(connection, self.ask))
-        connection.tasks.add(self._task)
-        # The request for the engine leads back to this one, by its callback for interim responses. A cycle would keep
-        # all that a request is made of until a round of the garbage collector, which took a third of a miss's time.
-        self.ask = None
+        self._task = task = loop.create_task(self._run(connection))
+        connection.tasks.add(task)
 
     def cancel(self) -> None:
         """The client has disconnected. A shared fetch continues to its landing. A task that does not run yet must, as
         its end is what counts."""
         if self._task is None or self._left:
             return
-        if self._running and not self.exchange.leading:
+        if self.ask is None and not self.exchange.leading:
             self._task.cancel()
             return
         self._left = True
@@ -214,8 +211,12 @@ class PassThroughRequest(msgspec.Struct, eq=False):
         if not connection.flow.write_paused:  # of a client that does not read, nothing waits here
             connection.transport.write(interim_head(status, headers))
 
-    async def _run(self, connection: Connection, ask: CacheRequest) -> None:
-        self._running, status = True, CLIENT_LEFT
+    async def _run(self, connection: Connection) -> None:
+        ask, status = self.ask, CLIENT_LEFT
+        assert ask is not None
+        # The request for the engine leads back to this one, by its callback for interim responses. A cycle would keep
+        # all that a request is made of until a round of the garbage collector, which took a third of a miss's time.
+        self.ask = None
         if self.traced:  # a task of its own: nothing is set before
             TRACE.set(traceparent_of(self.exchange.headers))
         try:

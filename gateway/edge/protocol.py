@@ -272,34 +272,33 @@ class GatewayProtocol(ClientConnection):
     def _goes_on(self, repeat: Repeat, line: bytes, request_id: bytes, began: float) -> bool:
         """Have the engine or the app answer a request that repeats all but its line, which is parsed here; False if the
         slow path must handle it."""
-        target = None if self.root_path else repeat.edge.app_targets.get(line)
+        edge, block, limits = repeat.edge, repeat.block, self.guard.limits
+        target = None if self.root_path else edge.app_targets.get(line)
         if target is not None:
             method, raw, _ = line.split(b" ")
             known = {TARGET_KEY: target, STORED_KEY: StoredResponse(self, repeat, line, request_id, began)}
-            self._edge, self._line = repeat.edge, line
-            fields, close = repeat.fields(request_id), repeat.block.close
-            return self._hand_over(Line(method, raw, "1.1"), fields, known, close=close, began=began)
-        pass_through = None if self._wrapped or self.root_path else repeat.edge.pass_through
-        pass_request, limits = None, self.guard.limits
-        if pass_through is not None:
-            scheme = self.scheme or "http"
-            pass_request = pass_through.repeated(repeat, line, limits, request_id, self._peer, scheme, began)
-        if pass_request is None:
-            try:
-                read = read_line(line, limits)
-            except RequestRefused:
-                return False
-            if read.version != "1.1" or read.method not in (b"GET", b"HEAD"):
-                return False
-            self._edge, self._line = repeat.edge, b"" if self.root_path else line
-            return self._hand_over(read, repeat.fields(request_id), {}, close=repeat.block.close, began=began)
-        self._edge, self._line, self._ready = repeat.edge, line, None
-        self._began, self._method = began, pass_request.exchange.method
+            self._edge, self._line = edge, line
+            fields = repeat.fields(request_id)
+            return self._hand_over(Line(method, raw, "1.1"), fields, known, close=block.close, began=began)
+        if edge.pass_through is not None and not self._wrapped and not self.root_path:
+            peer, scheme = self._peer, self.scheme or "http"
+            pass_request = edge.pass_through.repeated(repeat, line, limits, request_id, peer, scheme, began)
+            if pass_request is not None:
+                self._edge, self._line, self._ready = edge, line, None
+                self._began, self._method = began, pass_request.exchange.method
+                try:
+                    self._set_out(pass_request, close=self._last or block.close)
+                except RequestRefused as refused:
+                    self._refuse(refused)
+                return True
         try:
-            self._set_out(pass_request, close=self._last or repeat.block.close)
-        except RequestRefused as refused:
-            self._refuse(refused)
-        return True
+            read = read_line(line, limits)
+        except RequestRefused:
+            return False
+        if read.version != "1.1" or read.method not in (b"GET", b"HEAD"):
+            return False
+        self._edge, self._line = edge, b"" if self.root_path else line
+        return self._hand_over(read, repeat.fields(request_id), {}, close=block.close, began=began)
 
     def _set_out(self, pass_request: PassThroughRequest, *, close: bool) -> None:
         """Raises RequestRefused."""

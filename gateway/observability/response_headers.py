@@ -95,17 +95,18 @@ def exchange_for(
     headers: Headers, peer: str, method: str, scheme: str, trusted: Trusted | None, *, looked: bool = False
 ) -> RequestContext:
     """The RequestContext of a request from `peer`. Its `X-Request-ID` is kept if it is valid."""
-    told = trusted.told(peer, headers) if trusted else None
     given = values(headers, b"x-request-id")
     kept = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
-    return RequestContext(
+    exchange = RequestContext(
         request_id=given[0].decode("ascii") if kept else uuid4().hex,
         began=time.perf_counter(),
         method=method,
-        client=peer if told is None else told.client,
-        scheme=scheme if told is None else told.scheme or scheme,
-        forwarded_for=peer if told is None else ", ".join(told.chain),
+        client=peer,
+        scheme=scheme,
+        forwarded_for=peer,
         headers=headers,
         looked=looked,
-        told=told,
     )
+    if trusted:
+        exchange.came_through(trusted.told(peer, headers))
+    return exchange
