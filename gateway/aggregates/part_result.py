@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from gateway.aggregates.lifetime import PartLife
 from gateway.clock import Clock
 from gateway.http.headers import Headers
@@ -64,6 +66,36 @@ class Got:
     body: bytes
     life: PartLife
     key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The state of a part. `text` is None if it is omitted from the response; `failure` is set if it failed, or if
+    elements failed and it is `partial`."""
+
+    name: str
+    said: str
+    text: bytes | None
+    value: JsonValue = None
+    shown: JsonValue = None
+    life: PartLife | None = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+    partial: bool = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether it, or an element of it, failed."""
+        return self.failure is not None and not isinstance(self.failure, Absent)
+
+    @property
+    def why(self) -> tuple[str, str] | None:
+        """The cause of its upstream's failure, and a text; None where it did not fail by that."""
+        return self.failure.why if self.failure is not None else None
+
+    @property
+    def failed(self) -> bool:
+        return self.incomplete and not self.partial
 
 
 class BackOff:

@@ -8,21 +8,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from urllib.parse import quote
 
 from msgspec import structs
 from pydantic import JsonValue
 
+from gateway.aggregates.elements import NULL, Elements, groups, list_text
 from gateway.aggregates.fetching import ElementOrigin
-from gateway.aggregates.lifetime import PartLife, together
-from gateway.aggregates.merge import BodyCache, WrongType, list_of
-from gateway.aggregates.part_result import Absent, Failure, Got
+from gateway.aggregates.lifetime import together
+from gateway.aggregates.merge import BodyCache, WrongType
+from gateway.aggregates.part_result import Absent, Failure, Got, Resolved
 from gateway.aggregates.part_source import LONGEST, PartSource, Wanting
 from gateway.cache.request import CacheRequest
 from gateway.config.part_graph import PartPlan, PlannedPart
-from gateway.config.part_values import Missing, Values, as_text, condition_holds
+from gateway.config.part_values import Missing, Values, condition_holds
 from gateway.errors import RequestRefused, UpstreamError
 from gateway.http.json_text import text_of
 
@@ -31,62 +31,6 @@ def missing_text(what: str) -> str:
     """For a part that lacks a value: a string of RFC 8941, which is ASCII, with quotes escaped."""
     text = what.encode("ascii", "replace").decode("ascii").replace("\\", "\\\\").replace('"', '\\"')
     return f'skipped;missing="{text}"'
-
-
-def list_text(counts: Mapping[str, int], failed: int, left_out: int, *, lost: bool, default: bool) -> str:
-    """For a list: the number of its elements by state. `failed` is how many failed; `lost` is whether the list has
-    failed with them, `default` whether a default replaces it."""
-    state = ["failed" if lost else "partial" if failed else "list"]
-    state += [f"{word}={count}" for word, count in counts.items()]
-    if failed and not lost:
-        state.append(f"failed={failed}")
-    if left_out:
-        state.append(f"left-out={left_out}")
-    return ";".join([*state, "default"] if lost and default else state)
-
-
-_NULL = b"null"
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """The state of a part. `text` is None if it is omitted from the response; `failure` is set if it failed, or if
-    elements failed and it is `partial`."""
-
-    name: str
-    said: str
-    text: bytes | None
-    value: JsonValue = None
-    shown: JsonValue = None
-    life: PartLife | None = None
-    failure: Failure | None = None
-    seconds: float = 0.0
-    partial: bool = False
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether it, or an element of it, failed."""
-        return self.failure is not None and not isinstance(self.failure, Absent)
-
-    @property
-    def why(self) -> tuple[str, str] | None:
-        """The cause of its upstream's failure, and a text; None where it did not fail by that."""
-        return self.failure.why if self.failure is not None else None
-
-    @property
-    def failed(self) -> bool:
-        return self.incomplete and not self.partial
-
-
-@dataclass(frozen=True, slots=True)
-class _Elements:
-    """A list's elements: `places` is the list, `asked` are the distinct texts of its elements to request; `left_out`
-    counts those beyond the limit, `skipped` the places without a text: null, empty, an object."""
-
-    places: list[JsonValue]
-    asked: list[str]
-    left_out: int
-    skipped: int
 
 
 @dataclass(frozen=True)
@@ -292,11 +236,11 @@ class Run:
         return Failure("refused", str(error), 400 if source.refuses(self.wanting.values) else 502)
 
     def _default(self, part: PlannedPart) -> bytes:
-        return text_of(part.config.default) if part.config.has_default else _NULL
+        return text_of(part.config.default) if part.config.has_default else NULL
 
     # --- a part for each element of a list -----------------------------------------------------------------------
 
-    def _elements_of(self, part: PlannedPart) -> _Elements:
+    def _elements_of(self, part: PlannedPart) -> Elements:
         """The list's elements. Raises Missing if there is no list."""
         assert part.each is not None
         name, expression = part.each
@@ -306,10 +250,7 @@ class Run:
             found = None
         if not isinstance(found, list):
             raise Missing(str(part.config.for_each))
-        texts = list(_texts(found, NESTED))
-        distinct = list(dict.fromkeys(text for text in texts if text is not None))
-        asked = distinct[: part.config.limit]
-        return _Elements(found, asked, len(distinct) - len(asked), texts.count(None))
+        return Elements.of(found, part.config.limit)
 
     def _asks_of(self, source: PartSource, items: Iterable[str]) -> dict[str, CacheRequest | Failure]:
         """The request for each element, or why there is none; the others are unaffected. Raises Missing."""
@@ -355,7 +296,7 @@ class Run:
         alone."""
         together = dict(asks)
         missing = (item for item, request in asks.items() if "," not in item and _or_failure(source, request) is None)
-        for items in _groups(missing, LONGEST // 2):
+        for items in groups(missing, LONGEST // 2):
             batch = source.batch(self._wanting(), len(items)) if len(items) > 1 else None
             for item in items:
                 request = asks[item]
@@ -365,7 +306,7 @@ class Run:
         return together
 
     def _listed(
-        self, part: PlannedPart, source: PartSource, elements: _Elements, got: Mapping[str, Got | Failure]
+        self, part: PlannedPart, source: PartSource, elements: Elements, got: Mapping[str, Got | Failure]
     ) -> Resolved:
         """The list of the elements' responses, each in its place, null for one that failed or was not requested. If all
         of them failed, or if each is required, the part has failed."""
@@ -377,7 +318,7 @@ class Run:
         state = list_text(counts, len(failures), elements.left_out, lost=lost, default=part.config.has_default)
         if lost:
             return replace(self._failed(part, failures[0]), said=state)
-        text, value = _placed(elements.places, made, NESTED)
+        text, value = elements.placed(made)
         return Resolved(
             part.name,
             state,
@@ -435,49 +376,3 @@ def _or_failure(source: PartSource, request: CacheRequest | Failure) -> Got | Fa
         return source.at_hand(request)
     except Failure as failure:
         return failure
-
-
-# --- the places of a list ------------------------------------------------------------------------------------
-
-NESTED = 16
-"""Maximum depth of lists in the list of `for_each`; deeper ones are null."""
-
-
-def _texts(found: Iterable[JsonValue], levels: int) -> Iterator[str | None]:
-    """The text of each place of a list, and of nested lists; None if there is nothing to request."""
-    for each in found:
-        if isinstance(each, list) and levels:
-            yield from _texts(each, levels - 1)
-        else:
-            yield as_text(each)
-
-
-def _placed(found: Iterable[JsonValue], made: Mapping[str, Resolved], levels: int) -> tuple[bytes, list[JsonValue]]:
-    """The list of the answers, as JSON text, and of their values for other parts."""
-    texts: list[bytes] = []
-    values: list[JsonValue] = []
-    for each in found:
-        text: bytes = _NULL
-        value: JsonValue = None
-        if isinstance(each, list) and levels:
-            text, value = _placed(each, made, levels - 1)
-        elif (resolved := made.get(as_text(each) or "")) is not None:
-            text, value = resolved.text or _NULL, resolved.value
-        texts.append(text)
-        values.append(value)
-    return list_of(texts), values
-
-
-def _groups(items: Iterable[str], longest: int) -> Iterator[list[str]]:
-    """Items in groups of at most `longest` bytes in a target."""
-    group: list[str] = []
-    size = 0
-    for item in items:
-        own = len(quote(item, safe="~")) + len("%2C")
-        if group and size + own > longest:
-            yield group
-            group, size = [], 0
-        group.append(item)
-        size += own
-    if group:
-        yield group
