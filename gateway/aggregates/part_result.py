@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from gateway.aggregates.lifetime import PartLife
 from gateway.clock import Clock
+from gateway.errors import UpstreamError
 from gateway.http.headers import Headers
 from gateway.policy.keys import short_key
 
@@ -55,6 +56,28 @@ class Absent(Failure):
     def __init__(self, status: int, life: PartLife) -> None:
         self.life = life
         super().__init__("absent", f"upstream returned {status}", 404)
+
+
+def failure_by(status: int, life: PartLife) -> Failure:
+    """What a status that is not 2xx says; `life` is that of the response."""
+    if status in (404, 410):
+        return Absent(status, life)
+    return Failure(f"status-{status}", f"upstream returned {status}")
+
+
+def failure_of(error: UpstreamError) -> Failure:
+    """The failure of a part whose upstream failed."""
+    return Failure(error.kind, error.title.lower(), status_without(error.status), error.why)
+
+
+def late() -> Failure:
+    """The failure of a part that does not come in time."""
+    return Failure("timeout", "timed out", 504, ("timeout", "no answer within the deadline of the part"))
+
+
+def status_without(status: int) -> int:
+    """The status of an aggregate without a part in whose place a problem of this status came."""
+    return 504 if status == 504 else 502
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from msgspec import structs
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
 from gateway.aggregates.lifetime import PartLife, unstored_part
 from gateway.aggregates.merge import BodyTransform
-from gateway.aggregates.part_result import Absent, BackOff, Failure, Got
+from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, failure_by, failure_of, late, status_without
 from gateway.cache.engine import Engine
 from gateway.cache.fetch import Deadline
 from gateway.cache.request import CacheRequest, Origin, Route
@@ -224,8 +224,8 @@ class PartSource:
         target, parameters = declared.upstream_target(path, pairs)
         return target, render_tags(declared.config.tags, parameters, values.claims, self.engine.identity_key)
 
-    def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], origin: Origin | None = None) -> CacheRequest:
-        """The request for a target, as the engine takes it."""
+    def ask(self, wanting: Wanting, target: str, tags: tuple[str, ...], *, stays: bool = False) -> CacheRequest:
+        """The request for a target, as the engine takes it; `stays` as in `CacheRequest`."""
         of, now = wanting.exchange, time.perf_counter()
         exchange = RequestContext(of.request_id, now, "GET", of.client, of.scheme, headers=of.headers)
         keying, facts = self.route.keying, wanting.facts
@@ -243,7 +243,7 @@ class PartSource:
 
         through = None if self.declared is not None else self.through
         wanted = structs.replace(self.route.selection, plan=planned, headers=headers, tags=tags, through=through)
-        return CacheRequest(self.route, planned, facts, headers, exchange, origin or asking, past, wanted, bare=True)
+        return CacheRequest(self.route, planned, facts, headers, exchange, asking, past, wanted, stays=stays, bare=True)
 
     def origin(self, target: str, request_id: str) -> Origin:
         """The origin of a target's responses."""
@@ -323,32 +323,42 @@ class PartSource:
         self.engine.traffic.seen(request.route.name, key_hash(request.plan.base))
         return self._stored(request, decision.stored, said, fresh=decision.windows.fresh)
 
-    async def get(self, request: CacheRequest, wanting: Wanting) -> Got:
+    async def get(self, request: CacheRequest, until: float) -> Got:
+        """As `fetched`, until an instant of the event loop's clock at most."""
+        try:
+            with Deadline(until - asyncio.get_running_loop().time()):
+                return await self.fetched(request)
+        except TimeoutError:
+            return self.late(request)
+
+    async def fetched(self, request: CacheRequest) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
         key = request.plan.base
         own = self._asked_as(request.plan, request.headers)
         failed = self.back_off.claimed(key, own, self.timeout) if self.back_off.failures else None
         if failed is not None:
             return self._instead(request, failed)
-        left = wanting.until - asyncio.get_running_loop().time()
         try:
-            with Deadline(min(left, self.timeout)):
-                got = await self._asked(request)
-                if got.life.failing:
-                    self.back_off.put(own, Failure("error", "upstream failed"))
-                elif self.back_off.failures:
-                    self.back_off.forget(key, own)
-                return got
-        except TimeoutError:
-            failure = Failure("timeout", "timed out", 504, _LATE)
+            got = await self._asked(request)
         except UpstreamError as error:
-            failure = Failure(error.kind, error.title.lower(), _status(error.status), error.why)
+            return self._failed(request, failure_of(error))
         except Absent:
             self.back_off.forget(key, own)
             raise
-        except Failure as error:
-            failure = error
-        self.back_off.remember(key, own, failure)
+        except Failure as failure:
+            return self._failed(request, failure)
+        if got.life.failing:
+            self.back_off.put(own, Failure("error", "upstream failed"))
+        elif self.back_off.failures:
+            self.back_off.forget(key, own)
+        return got
+
+    def late(self, request: CacheRequest) -> Got:
+        """What stands in for an answer that does not come in time. Raises Failure, Absent."""
+        return self._failed(request, late())
+
+    def _failed(self, request: CacheRequest, failure: Failure) -> Got:
+        self.back_off.remember(request.plan.base, self._asked_as(request.plan, request.headers), failure)
         return self._instead(request, failure)
 
     def _too_large(self) -> Failure:
@@ -377,23 +387,24 @@ class PartSource:
         answer = await self.engine.answer(request)
         outcome, stored, body = request.exchange.outcome, request.exchange.stored, answer.body
         if not isinstance(body, bytes):
-            whole = await body.whole(self.route.max_body)
-            await body.aclose()
+            try:
+                with Deadline(self.timeout):  # also if nobody waits for it any more
+                    whole = await body.whole(self.route.max_body)
+            finally:
+                await body.aclose()
             if whole is None:
                 raise self._too_large()
             body = whole
         if outcome.result is Result.ERROR:
-            detail, status = "upstream unavailable", _status(answer.status)
-            raise Failure(outcome.detail or "error", detail, status, request.exchange.failure)
+            status = status_without(answer.status)
+            raise Failure(outcome.detail or "error", "upstream unavailable", status, request.exchange.failure)
         if stored is not None:
             failing = "error" if outcome.result is Result.STALE_ERROR else ""
             return self._stored(request, stored, _SAID[outcome.result], failing=failing)
         private = request.plan.bypass is not None or request.facts.authorized
         life = unstored_part(answer.headers, private=private)
-        if answer.status in (404, 410):
-            raise Absent(answer.status, life)
         if not 200 <= answer.status < 300:
-            raise Failure(f"status-{answer.status}", f"upstream returned {answer.status}")
+            raise failure_by(answer.status, life)
         return Got("bypass" if request.plan.bypass is not None else "miss", answer.headers, body, life)
 
     def _stored(
@@ -412,10 +423,8 @@ class PartSource:
             names=(*request.wanted.names, *map(tag_name, stored.tags)),
             vary=stored.vary,
         )
-        if stored.status in (404, 410):
-            raise Absent(stored.status, life)
         if not 200 <= stored.status < 300:
-            raise Failure(f"status-{stored.status}", f"upstream returned {stored.status}")
+            raise failure_by(stored.status, life)
         if said == "stale":
             said = f"stale;age={int(age)}" + (f";error={failing}" if failing else "")
         return Got(said, stored.headers, stored.body, life, stored.key)
@@ -446,17 +455,17 @@ class PartSource:
                 body = await fetched.body.whole(self.route.max_body)
                 await fetched.body.aclose()
         except TimeoutError:
-            failure = Failure("timeout", "timed out", 504, _LATE)
+            failure = late()
         except UpstreamError as error:
-            failure = Failure(error.kind, error.title.lower(), _status(error.status), error.why)
+            failure = failure_of(error)
         else:
             life = PartLife(remaining=0.0, unstored=True)
-            if fetched.status in (404, 410):
-                self.back_off.forget(key, own)
-                raise Absent(fetched.status, life)
             if body is not None and 200 <= fetched.status < 300:
                 return Got("bypass", fetched.headers, body, life)
-            failure = Failure(f"status-{fetched.status}", f"upstream returned {fetched.status}")
+            failure = failure_by(fetched.status, life)
+            if isinstance(failure, Absent):
+                self.back_off.forget(key, own)
+                raise failure
             if body is None:
                 failure = self._too_large()
         self.back_off.remember(key, own, failure)
@@ -472,15 +481,8 @@ _SAID: Mapping[Result, str] = {
 }
 
 
-def _status(status: int) -> int:
-    return 504 if status == 504 else 502
-
-
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
-
-
-_LATE = ("timeout", "no answer within the deadline of the part")
 
 
 LONGEST = 8 * 1024

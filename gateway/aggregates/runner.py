@@ -6,6 +6,7 @@ Independent parts start at once, each as soon as the values it uses are availabl
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +32,19 @@ def missing_text(what: str) -> str:
     """For a part that lacks a value: a string of RFC 8941, which is ASCII, with quotes escaped."""
     text = what.encode("ascii", "replace").decode("ascii").replace("\\", "\\\\").replace('"', '\\"')
     return f'skipped;missing="{text}"'
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """A part that is being fetched: until when it is waited for, on the event loop's clock, and when that `began`, on
+    the performance counter."""
+
+    part: PlannedPart
+    until: float
+    began: float
+
+
+_Running = dict["asyncio.Task[Resolved]", _Awaited]
 
 
 @dataclass(frozen=True)
@@ -121,30 +135,53 @@ class Run:
 
     async def all(self) -> None:
         """Resolve every part, each as soon as its dependencies are."""
-        running: set[asyncio.Task[Resolved]] = set()
+        running: _Running = {}
         try:
             while not self.now():
                 self._start(running)
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                first = min([awaited.until for awaited in running.values()])
+                left = None if first == math.inf else first - asyncio.get_running_loop().time()
+                done, _ = await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    running.discard(task)
+                    del running[task]
                     resolved = task.result()
                     self._take(resolved)
                     if resolved.failure is None:
                         self.kit.took(resolved.name, resolved.seconds)
+                if not done:
+                    self._give_up(running, first)
         finally:
-            for task in running:
-                task.cancel()
-            if running:
-                await asyncio.wait(running)
+            for task, awaited in running.items():
+                self._leave(task, awaited.part)
 
-    def _start(self, running: set[asyncio.Task[Resolved]]) -> None:
+    def _start(self, running: _Running) -> None:
         # Requests go out one after another, some 0.2 ms apart: the one that takes longest goes first.
         if len(self._missing) > 1:
             self._missing.sort(key=lambda part: self.kit.paces.get(part.name, 0.0), reverse=True)
         loop = asyncio.get_running_loop()
-        running.update([loop.create_task(self._timed(part)) for part in self._missing])
+        for part in self._missing:
+            until = self._until(self.kit.sources[part.name]) if part.name in self._asks else math.inf
+            running[loop.create_task(self._timed(part))] = _Awaited(part, until, time.perf_counter())
         self._missing.clear()
+
+    def _until(self, source: PartSource) -> float:
+        """Until when an answer is waited for that is requested now."""
+        return min(self.wanting.until, asyncio.get_running_loop().time() + source.timeout)
+
+    def _give_up(self, running: _Running, until: float) -> None:
+        """Resolve the parts without which nothing more can be waited for until this instant."""
+        for task, awaited in [*running.items()]:
+            if awaited.until <= until:
+                del running[task]
+                self._leave(task, awaited.part)
+                self._take(self._late(awaited.part, awaited.began))
+
+    def _leave(self, task: asyncio.Task[Resolved], part: PlannedPart) -> None:
+        """Wait no longer for a part; a fetch that others may wait for goes on."""
+        request = self._asks.get(part.name)
+        if request is None or not request.exchange.leading:
+            task.cancel()
+        self.kit.sources[part.name].engine.background.spawn(task)
 
     def _take(self, resolved: Resolved) -> None:
         self.results[resolved.name] = resolved
@@ -171,7 +208,7 @@ class Run:
             if part.each is not None:
                 return self._elements_at_hand(part, source)
             wanting = self._wanting()
-            request = self._asks[part.name] = source.ask(wanting, *source.target(wanting.values))
+            request = self._asks[part.name] = source.ask(wanting, *source.target(wanting.values), stays=True)
             got = source.at_hand(request)
             return None if got is None else self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
@@ -207,12 +244,22 @@ class Run:
             if part.config.method == "POST":
                 got = await source.post(self._wanting(), source.target(self._values())[0])
             else:
-                got = await source.get(self._asks[part.name], self.wanting)
+                got = await source.fetched(self._asks[part.name])
             return self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
             return replace(self._without(part, missing_text(missing.what)), seconds=time.perf_counter() - began)
+        except TimeoutError:
+            return self._late(part, began)
         except (Failure, RequestRefused, WrongType) as error:
             return self._failed(part, self._failure(source, error), time.perf_counter() - began)
+
+    def _late(self, part: PlannedPart, began: float) -> Resolved:
+        """The state of a part whose answer does not come in time."""
+        source, seconds = self.kit.sources[part.name], time.perf_counter() - began
+        try:
+            return self._prepared(part, source, source.late(self._asks[part.name]), seconds)
+        except (Failure, WrongType) as error:
+            return self._failed(part, self._failure(source, error), seconds)
 
     def _prepared(self, part: PlannedPart, source: PartSource, got: Got, seconds: float = 0.0) -> Resolved:
         prepared = self.kit.body_cache.prepared(source.transform, got.key, got.headers, got.body)
@@ -285,7 +332,7 @@ class Run:
         if isinstance(request, Failure):
             return request
         try:
-            return source.at_hand(request) or await source.get(request, self.wanting)
+            return source.at_hand(request) or await source.get(request, self._until(source))
         except Failure as failure:
             return failure
 
