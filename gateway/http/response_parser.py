@@ -8,7 +8,6 @@ accepted: lines that end with a bare line feed (§2.2), folded lines (§5.2).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
@@ -21,10 +20,10 @@ from gateway.http.request_parser import BAD_IN_VALUE, NAME
 MOST_FIELDS = 256
 """Field lines in one head by default; nginx bounds their bytes alone, Varnish allows 64."""
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\0]*)?")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\0]*)?\r?")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_REMEMBERED = 256  # bytes of a field line
+_REMEMBERED = 256  # bytes of a line
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 WITHOUT_BODY = (204, 304)
 """Statuses of final responses that no content follows (RFC 9112 §6.3)."""
@@ -66,21 +65,28 @@ def end_of_head(data: bytes, start: int) -> int:
 def read_head(data: bytes, *, bodiless: bool, most_fields: int = MOST_FIELDS) -> Head:
     """The head in `data`, including its end; `bodiless` for the response to a HEAD. Raises Malformed."""
     first, _, block = data.partition(b"\n")
-    if b"\n " in block or b"\n\t" in block:
-        block = _FOLD.sub(b" ", block)
-    lines = block.split(b"\n")
-    del lines[-2:]  # the empty line, and what follows its end
-    match = _STATUS_LINE.fullmatch(first.removesuffix(b"\r"))
+    status, old = (_status if len(first) <= _REMEMBERED else _read_status)(first)
+    try:
+        fields = _fields(block, most_fields)
+    except Malformed:  # as it is where a line is folded: no name begins with a space
+        fields = _fields(_FOLD.sub(b" ", block), most_fields)
+    return _framed(status, fields, old=old, bodiless=bodiless)
+
+
+def _read_status(line: bytes) -> tuple[int, bool]:
+    """The status in a status line, and whether it is of HTTP/1.0. Raises Malformed."""
+    match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise Malformed("its head isn't valid HTTP/1.1")
-    if len(lines) > most_fields:
-        raise TooLarge(f"its head has {len(lines)} fields, more than max_response_fields ({most_fields})")
-    if max(map(len, lines), default=0) <= _REMEMBERED:
-        read: Iterable[tuple[bytes, bytes] | None] = map(_field, lines)
-    else:
-        read = (_field(line) if len(line) <= _REMEMBERED else _read_field(line) for line in lines)
-    fields = [*filter(None, read)]
-    return _framed(int(match[2]), fields, old=match[1] == b"0", bodiless=bodiless)
+    return int(match[2]), match[1] == b"0"
+
+
+def _fields(block: bytes, most: int) -> list[tuple[bytes, bytes]]:
+    """The fields in a block of lines, none of which is folded. Raises Malformed."""
+    lines = block.split(b"\n")[:-2]  # without the empty line, and what follows its end
+    if len(lines) > most:
+        raise TooLarge(f"its head has {len(lines)} fields, more than max_response_fields ({most})")
+    return [field for line in lines if (field := (_field if len(line) <= _REMEMBERED else _read_field)(line))]
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
@@ -93,7 +99,9 @@ def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
     return None if name in SOFTWARE else (name, value)
 
 
-_field = lru_cache(maxsize=4096)(_read_field)  # most lines of a server are those that it sent before
+# Most lines of a server are those that it sent before.
+_status = lru_cache(maxsize=64)(_read_status)
+_field = lru_cache(maxsize=4096)(_read_field)
 
 
 def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodiless: bool) -> Head:

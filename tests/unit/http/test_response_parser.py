@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamUnreachable
-from gateway.http.response_parser import Chunks, Malformed, end_of_head, read_head
+from gateway.http.response_parser import Chunks, Malformed, TooLarge, end_of_head, read_head
 from gateway.upstreams.connection import MOST_WAITING
 from gateway.upstreams.request import Attempt, UpstreamTimeouts
 from gateway.upstreams.transport import Transport
@@ -135,6 +135,7 @@ def test_what_could_be_understood_in_two_ways_is_refused(lines: tuple[bytes, ...
     [
         *(b"HTTP/1.2 200 OK", b"HTTP/2.0 200 OK", b"HTTP/0.9 200 OK", b"http/1.1 200 OK", b"HTTP/1.1  200 OK"),
         *(b"HTTP/1.1\t200 OK", b"HTTP/1.1 2000 OK", b"HTTP/1.1 20 OK", b"HTTP/1.1 099 OK", b"ICY 200 OK", b""),
+        *(b"HTTP/1.1 200 OK\r", b"HTTP/1.1 200 O\0K", b"HTTP/1.1 200 OK" + b"K" * 300 + b"\0"),
     ],
 )
 def test_what_is_no_status_line_is_refused(status: bytes) -> None:
@@ -142,7 +143,7 @@ def test_what_is_no_status_line_is_refused(status: bytes) -> None:
         read_head(head(b"Content-Length: 2", status=status), bodiless=False)
 
 
-@pytest.mark.parametrize("reason", [b"", b" ", b" Not Found", b" gr\xc3\xbcn"])
+@pytest.mark.parametrize("reason", [b"", b" ", b" Not Found", b" gr\xc3\xbcn", b" long" * 100])
 def test_a_reason_may_be_anything(reason: bytes) -> None:
     assert read_head(head(status=b"HTTP/1.1 404" + reason), bodiless=False).status == 404
 
@@ -150,6 +151,15 @@ def test_a_reason_may_be_anything(reason: bytes) -> None:
 def test_folded_lines_and_bare_line_feeds_are_read_as_they_were_meant() -> None:
     read = read_head(b"HTTP/1.1 200 OK\nX-A: a\r\n\t b\nX-B:c \n\r\n", bodiless=False)
     assert read.fields == [(b"x-a", b"a b"), (b"x-b", b"c")]
+
+
+def test_a_folded_line_counts_as_one() -> None:
+    folded = b"X-A: a" + b"\r\n b" * 256
+    assert read_head(head(folded), bodiless=False, most_fields=1).fields == [(b"x-a", b"a" + b" b" * 256)]
+    with pytest.raises(TooLarge):
+        read_head(head(folded, b"X-B: b"), bodiless=False, most_fields=1)
+    with pytest.raises(Malformed):
+        read_head(head(b" X-A: a", folded), bodiless=False)
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\n\r\n"])
