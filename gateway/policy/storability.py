@@ -106,8 +106,8 @@ _DECISIVE = frozenset(
 """All fields of a response whose values decide whether and how it is stored, without its dates."""
 _DATED = (b"expires", b"last-modified")
 """Fields from which a lifetime is computed with the response's own date, where it states none in seconds."""
-_PRESENT = (b"etag", b"set-cookie", b"set-cookie2", *_DATED)
-"""Fields of which it matters only whether a response has them, but for dates that decide."""
+_DECIDING = _DECISIVE.union((b"etag", b"set-cookie", b"set-cookie2"), _DATED)
+"""These, and the fields of which it matters only whether a response has them, but for dates that decide."""
 
 
 def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -139,9 +139,9 @@ def admit(
         return Refuse("off")
     headers = received.headers
     named = dict(reversed(headers))  # the first line of a name counts
-    decisive = tuple([pair for pair in headers if pair[0] in _DECISIVE])
+    decisive = tuple([pair if pair[0] in _DECISIVE else pair[:1] for pair in headers if pair[0] in _DECIDING])
     identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
-    deciding = received.status, decisive, *map(named.__contains__, _PRESENT), *identity, facts.authorized
+    deciding = received.status, decisive, identity, facts.authorized
     terms: _Terms | Refuse | None = rules.terms.get(deciding)
     if terms is None:
         terms = _terms(received, rules, *identity, authorized=facts.authorized)
@@ -152,7 +152,8 @@ def admit(
             rules.terms[deciding] = terms
     if isinstance(terms, Refuse):
         return terms
-    stored = tuple([pair for pair in headers if pair[0] not in terms.dropped])
+    dropped = terms.dropped
+    stored = tuple([pair for pair in headers if pair[0] not in dropped])
     tags = () if TAG_FIELDS.isdisjoint(named) else tags_of(headers)
     return Admit(terms.life, stored, terms.vary, initial_age(received, named), tags)
 
