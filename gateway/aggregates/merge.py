@@ -22,7 +22,7 @@ from pydantic import JsonValue
 from gateway.config.expressions import Expression
 from gateway.http import codings as http_codings
 from gateway.http.codings import Undecodable
-from gateway.http.headers import Headers, first, has
+from gateway.http.headers import Headers
 from gateway.http.json_text import (
     NotJson,
     TooDeep,
@@ -47,11 +47,10 @@ class WrongType(ValueError):
 # --- decoding ----------------------------------------------------------------------------------------------
 
 
-def media_type(headers: Headers) -> tuple[str, str]:
+def media_type(field: bytes) -> tuple[str, str]:
     """The media type of a Content-Type in lower case, and its charset (RFC 9110 §8.3); empty if missing."""
-    text = first(headers, b"content-type") or ""
-    kind, _, parameters = text.partition(";")
-    for parameter in parameters.split(";"):
+    kind, _, parameters = field.decode("latin-1").partition(";")
+    for parameter in parameters.split(";") if parameters else ():
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "charset":
             return kind.strip().lower(), value.strip().strip('"').lower()
@@ -68,16 +67,17 @@ def decoded(body: bytes, headers: Headers, decode: Decode, limit: int = 2**31) -
 
     Raises WrongType.
     """
+    named = dict(reversed(headers))  # of two of a name, the first
     try:
-        if has(headers, b"content-encoding"):
+        if b"content-encoding" in named:
             body = http_codings.decoded(headers, body, limit)
-        return _read(body, headers, decode) if body else NOTHING
+        return _read(body, named.get(b"content-type", b""), decode) if body else NOTHING
     except (Undecodable, NotJson) as error:
         raise WrongType(str(error)) from None
 
 
-def _read(body: bytes, headers: Headers, decode: Decode) -> tuple[bytes, JsonValue]:
-    kind, charset = media_type(headers)
+def _read(body: bytes, content_type: bytes, decode: Decode) -> tuple[bytes, JsonValue]:
+    kind, charset = media_type(content_type)
     if decode == "xml":
         return _xml(body, charset)
     if decode == "json" or (decode == "auto" and (kind in ("", "application/json") or kind.endswith("+json"))):

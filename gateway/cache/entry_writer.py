@@ -26,6 +26,9 @@ from gateway.policy.storability import Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import variant_key
 from gateway.upstreams.response import Fetched, WholeBody
 
+_WHEN_SERVED = frozenset((b"content-length", b"age"))
+"""Fields that no entry has: they are made when it is served."""
+
 
 class EntryWriter:
     """`jitter` returns fractions in [0, 1)."""
@@ -146,7 +149,7 @@ class EntryWriter:
         request: CacheRequest, fetched: Fetched, made: DerivedFrom, body: bytes, began: float, now: float
     ) -> Entry:
         plan, vary, identity_key = request.plan, made.vary, request.route.keying.identity_key
-        headers = (*without(fetched.headers, b"content-length", b"age"), (b"date", http_date(int(now))))
+        headers = (*[pair for pair in fetched.headers if pair[0] not in _WHEN_SERVED], (b"date", http_date(int(now))))
         return Entry(
             key=variant_key(plan.base, vary, request.headers, identity_key) if vary else plan.base,
             primary=plan.primary,

@@ -204,7 +204,7 @@ def test_a_body_without_a_type_is_taken_for_json() -> None:
 def test_text_is_read_in_its_charset() -> None:
     headers = ((b"content-type", b'Text/Plain; Charset="ISO-8859-1"'),)
     assert decoded(b"\xfc", headers, "auto")[1] == "ü"
-    assert media_type(headers) == ("text/plain", "iso-8859-1")
+    assert media_type(headers[0][1]) == ("text/plain", "iso-8859-1")
 
 
 def test_only_objects_merge_into_the_root() -> None:
