@@ -279,6 +279,7 @@ def _told(answer: Answer, exchange: RequestContext) -> Answer:
         for index, (name, _) in enumerate(answer.headers):
             if name == b"gateway-parts":
                 answer.headers[index] = (name, text)
+                break
     return answer
 
 

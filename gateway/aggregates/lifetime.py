@@ -52,10 +52,8 @@ def together(parts: Sequence[PartLife]) -> PartLife:
         personal = personal or part.personal
         failing = failing or part.failing
         unstored = unstored or part.unstored
-        for stamp in part.stamps:
-            stamps[stamp] = None
-        for name in part.names:
-            names[name] = None
+        stamps |= dict.fromkeys(part.stamps)
+        names |= dict.fromkeys(part.names)
         if part.vary:
             vary.update(part.vary)
     return PartLife(

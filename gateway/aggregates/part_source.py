@@ -317,7 +317,7 @@ class PartSource:
         if decision is None:
             if request.facts.no_cache or not self.back_off.failures:
                 return None
-            failed = self.back_off.known(request.plan.base, self._asked_as(request.plan, request.headers))
+            failed = self.back_off.known(*self._keys(request))
             return None if failed is None else self._instead(request, failed)
         said = "hit" if isinstance(decision, Hit) else "stale"
         self.engine.traffic.seen(request.route.name, key_hash(request.plan.base))
@@ -333,9 +333,8 @@ class PartSource:
 
     async def fetched(self, request: CacheRequest) -> Got:
         """The answer: from the cache, else from the upstream, else a stale copy. Raises Failure, Absent."""
-        key = request.plan.base
-        own = self._asked_as(request.plan, request.headers)
-        failed = self.back_off.claimed(key, own, self.timeout) if self.back_off.failures else None
+        back_off = self.back_off
+        failed = back_off.claimed(*self._keys(request), self.timeout) if back_off.failures else None
         if failed is not None:
             return self._instead(request, failed)
         try:
@@ -343,14 +342,14 @@ class PartSource:
         except UpstreamError as error:
             return self._failed(request, failure_of(error))
         except Absent:
-            self.back_off.forget(key, own)
+            back_off.forget(*self._keys(request))
             raise
         except Failure as failure:
             return self._failed(request, failure)
         if got.life.failing:
-            self.back_off.put(own, Failure("error", "upstream failed"))
-        elif self.back_off.failures:
-            self.back_off.forget(key, own)
+            back_off.put(self._keys(request)[1], Failure("error", "upstream failed"))
+        elif back_off.failures:
+            back_off.forget(*self._keys(request))
         return got
 
     def late(self, request: CacheRequest) -> Got:
@@ -358,11 +357,15 @@ class PartSource:
         return self._failed(request, late())
 
     def _failed(self, request: CacheRequest, failure: Failure) -> Got:
-        self.back_off.remember(request.plan.base, self._asked_as(request.plan, request.headers), failure)
+        self.back_off.remember(*self._keys(request), failure)
         return self._instead(request, failure)
 
     def _too_large(self) -> Failure:
         return Failure("too-large", f"it is larger than {self.route.max_body} bytes")
+
+    def _keys(self, request: CacheRequest) -> tuple[str, str]:
+        """The keys of a request's failures, for all and for its credentials."""
+        return request.plan.base, self._asked_as(request.plan, request.headers)
 
     def _asked_as(self, planned: Plan, headers: Headers) -> str:
         """The key of a failure: the target, and the credentials sent with it, also if those are not part of the cache

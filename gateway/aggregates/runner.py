@@ -137,7 +137,7 @@ class Run:
         """Resolve every part, each as soon as its dependencies are."""
         running: _Running = {}
         try:
-            while not self.now():
+            while self._missing or not self.now():
                 self._start(running)
                 first = min([awaited.until for awaited in running.values()])
                 left = None if first == math.inf else first - asyncio.get_running_loop().time()
