@@ -172,9 +172,10 @@ class Upstream:
         breaker open, connection failed, timeout, invalid response.
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
-        sending = Sending(method, target, headers, body, interim, patience, timeout, None, bounded)
-        if sending.is_here:
-            sending.until = asyncio.get_running_loop().time() + timeout
+        if body is not None and not isinstance(body, bytes):
+            body = Upload(body)
+        until = None if isinstance(body, Upload) else asyncio.get_running_loop().time() + timeout
+        sending = Sending(method, target, headers, body, interim, patience, timeout, until, bounded, patience.apart)
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
         traceparent = PASSED_ON.get()
@@ -197,15 +198,30 @@ class Upstream:
 
     async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
-        upload = None
-        if sending.body is not None and not isinstance(sending.body, bytes):
-            upload = sending.body = Upload(sending.body)
+        upload = sending.body if isinstance(sending.body, Upload) else None
+        if upload is not None:
             await self._ahead(upload)
         entered = self.places.enter_now()
         try:
             if entered is None:
                 entered = await self._place(self.places, sending.until)
-            host, series, response = await self._send(sending)
+            while True:
+                host, series = self.admitted(sending.apart)
+                attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
+                answer: Awaitable[ReceivedHead] | None = None
+                try:
+                    answer = self._at_once(sending, host, attempt) or self._sent(sending, host, attempt)
+                    if sending.bounded:
+                        response = await answer
+                    else:
+                        async with asyncio.timeout_at(sending.until):
+                            response = await answer
+                    break
+                except BaseException as error:
+                    _ended_early(attempt, answer, error)
+                    if not await self._is_sent_again(sending, host, series, attempt, error):
+                        raise
+            host.answered(series, response.status, client_of(sending) if response.status >= 500 else None)
         except BaseException:
             if entered is not None:
                 self.places.leave(entered)
@@ -278,44 +294,31 @@ class Upstream:
         except TimeoutError:
             raise UpstreamBusy(self.name, "connection queue full", places.expected_wait()) from None
 
-    async def _send(self, sending: Sending) -> tuple[Host, int, ReceivedHead]:
-        """Send it to the next host that is not left alone; once more where that is safe and within the budget."""
-        tried, files_tried, apart = 0, 0, sending.patience.apart
-        while True:
-            host, series = self.admitted(apart)
-            attempt = Attempt(partial(self._tell, sending.interim) if sending.interim is not None else None)
-            answer: Awaitable[ReceivedHead] | None = None
-            try:
-                try:
-                    answer = self._at_once(sending, host, attempt) or self._sent(sending, host, attempt)
-                    if sending.bounded:
-                        response = await answer
-                    else:
-                        async with asyncio.timeout_at(sending.until):
-                            response = await answer
-                except BaseException as error:
-                    _ended_early(attempt, answer, error)
-                    host.ended_by(series, error, late=sending.is_late(), lost=attempt.lost_its_connection)
-                    raise
-                host.answered(series, response.status, client_of(sending) if response.status >= 500 else None)
-                return host, series, response
-            except TimeoutError:
-                host.failed_by(LATE)
-                raise UpstreamTimeout(self.name, LATE.text) from None
-            except httpx.TransportError as error:
-                if files_tried < FILES_TRIES and sending.is_here and cause_of(error).word == "files":
-                    # Connections that were accepted in a burst and are refused give their descriptors back soon.
-                    files_tried += 1
-                    await asyncio.sleep(FILES_PAUSE)
-                    continue
-                tried += 1
-                again = tried <= sending.patience.retries and self._repeatable(sending, attempt, error)
-                if not (again and attempt.lost_its_connection) and not isinstance(error, httpx.PoolTimeout):
-                    host.failed_by(cause_of(error))
-                if not again:
-                    raise translated(self.name, error) from error
-                if apart is None and not attempt.lost_its_connection:
-                    apart = {host.name}  # the next in turn may be the same, by its weight
+    async def _is_sent_again(
+        self, sending: Sending, host: Host, series: int, attempt: Attempt, error: BaseException
+    ) -> bool:
+        """Whether a request is sent once more, after an attempt that ended with `error`: where that is safe and within
+        the budget. Raises UpstreamError where the upstream failed."""
+        host.ended_by(series, error, late=sending.is_late(), lost=attempt.lost_its_connection)
+        if isinstance(error, TimeoutError):
+            host.failed_by(LATE)
+            raise UpstreamTimeout(self.name, LATE.text) from None
+        if not isinstance(error, httpx.TransportError):
+            return False
+        if sending.files_tried < FILES_TRIES and sending.is_here and cause_of(error).word == "files":
+            # Connections that were accepted in a burst and are refused give their descriptors back soon.
+            sending.files_tried += 1
+            await asyncio.sleep(FILES_PAUSE)
+            return True
+        sending.tried += 1
+        again = sending.tried <= sending.patience.retries and self._repeatable(sending, attempt, error)
+        if not (again and attempt.lost_its_connection) and not isinstance(error, httpx.PoolTimeout):
+            host.failed_by(cause_of(error))
+        if not again:
+            raise translated(self.name, error) from error
+        if sending.apart is None and not attempt.lost_its_connection:
+            sending.apart = {host.name}  # the next in turn may be the same, by its weight
+        return True
 
     def _at_once(self, sending: Sending, host: Host, attempt: Attempt) -> asyncio.Future[ReceivedHead] | None:
         """The answer to a request that is sent on an idle connection, now; None if it must wait for a connection, or
@@ -341,7 +344,7 @@ class Upstream:
                 sending.method,
                 host.base.join(sending.target),
                 sending.fields(host.base),
-                sending.stream,
+                sending.body,
                 sending.timeouts(self._connect_timeout),
                 attempt,
             )

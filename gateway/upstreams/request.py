@@ -151,7 +151,7 @@ class Sending(msgspec.Struct):
     method: str
     target: str
     headers: Headers
-    body: AsyncIterable[bytes] | bytes | None
+    body: Upload | bytes | None
     """Bytes are all of it: it can be sent again."""
     interim: Interim | None
     patience: Patience
@@ -162,18 +162,17 @@ class Sending(msgspec.Struct):
     each step has the timeout, not all of them together."""
     bounded: bool = False
     """Whether the caller cancels it then."""
+    apart: set[str] | None = None
+    """The hosts that are not asked for it any more, if there is another one."""
+    tried: int = 0
+    files_tried: int = 0
+    """How often there was no file descriptor for it."""
     constants: Headers = ()
 
     @property
     def is_here(self) -> bool:
         """Whether all of it is here, so that it can be sent again."""
-        return self.body is None or isinstance(self.body, bytes)
-
-    @property
-    def stream(self) -> httpx.AsyncByteStream | bytes | None:
-        if self.body is None or isinstance(self.body, bytes):
-            return self.body
-        return self.body if isinstance(self.body, Upload) else Upload(self.body)
+        return not isinstance(self.body, Upload)
 
     def is_late(self) -> bool:
         """Whether its time is up, or nearly."""
@@ -211,7 +210,7 @@ class Sending(msgspec.Struct):
             self.method,
             base.join(self.target),
             headers=fields,
-            **({"content": self.body} if isinstance(self.body, bytes) else {"stream": self.stream}),
+            **({"content": self.body} if isinstance(self.body, bytes) else {"stream": self.body}),
             extensions={"timeout": timeout, "attempt": attempt, **({"sni_hostname": tls_name} if tls_name else {})},
         )
 
