@@ -386,9 +386,8 @@ class Fetcher:
         """What requests that wait for one fetch have in common: the variant, by `vary` or that of the newest response;
         and the credentials that the upstream sees though they are not in the key, unless the stored response is known
         to be for all."""
-        secret = request.route.keying.identity_key
         if vary:
-            key = variant_key(request.plan.base, vary, request.headers, secret)
+            key = variant_key(request.plan.base, vary, request.headers, request.route.keying.identity_key)
         else:
             key = self._tiers.flight_key(request.wanted)
         if not request.facts.authorized or not request.route.follows_origin:

@@ -325,8 +325,7 @@ class Upstream:
         is of another kind."""
         if self._connections is None or (sent := sending.in_one(host.base)) is None:
             return None
-        bodiless = sending.method == "HEAD"
-        return self._connections.begin(host.base.origin, sent, attempt, sending.timeout, bodiless=bodiless)
+        return self._connections.begin(host.base.origin, sent, attempt, sending.timeout)
 
     def _tell(self, interim: Interim, status: int, fields: Headers) -> None:
         """Report an interim response with the fields that a final one could have; one that is too large is not

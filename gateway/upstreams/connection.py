@@ -160,20 +160,22 @@ class PlainConnection(asyncio.Protocol):
         """Whether another request may be sent on it: nothing waits to be read, and it has not ended."""
         return self._transport is not None and not self._transport.is_closing() and not self._poll.poll(0)
 
-    def send(self, head: bytes, attempt: Attempt, patience: float | None, *, bodiless: bool) -> Answer:
+    def send(self, head: bytes, attempt: Attempt, patience: float | None) -> Answer:
         """Send a request; the result is the response head, or an httpx.TransportError. A caller that gets an error from
         waiting for it, such as its cancellation, calls `leave`. `patience` as in `PlainBody`. Raises httpx.ReadError.
         """
         self.requests += 1
         self.received = False
         attempt.connection = self
-        if self._transport is None or self._transport.is_closing():
+        transport = self._transport
+        if transport is None or transport.is_closing():
             self.close()
             raise httpx.ReadError("the connection is gone")
-        self._interim, self._interims, self._bodiless, self._patience = attempt.interim, 0, bodiless, patience
+        self._interim, self._interims, self._patience = attempt.interim, 0, patience
+        self._bodiless = head.startswith(b"HEAD ")
         answer: Answer = self.loop.create_future()
         self._answer = answer
-        self._transport.write(head)
+        transport.write(head)
         return answer
 
     def leave(self, answer: Answer) -> None:
@@ -245,12 +247,12 @@ class PlainConnection(asyncio.Protocol):
     # --- a response -------------------------------------------------------------------------------------------
 
     def _take_head(self, data: bytes) -> None:
-        seen = len(self._buffer)
-        if seen:
+        at = start = 0
+        if self._buffer:
+            start = max(0, len(self._buffer) - 2)
             data = self._buffer + data
-        elif data[:1] in (b"\r", b"\n"):
+        else:
             data = data.lstrip(b"\r\n")  # some servers send an empty line behind a body
-        at, start = 0, max(0, seen - 2)
         while True:
             end = end_of_head(data, start)
             if (end or len(data)) - at > self._max_head:
@@ -386,9 +388,7 @@ class Pool:
             idle.pop(0).close()
         return idle is not None
 
-    def begin(
-        self, origin: str, head: bytes, attempt: Attempt, patience: float | None, *, bodiless: bool
-    ) -> Answer | None:
+    def begin(self, origin: str, head: bytes, attempt: Attempt, patience: float | None) -> Answer | None:
         """Send a request on an idle connection, as `PlainConnection.send` does; None if there is none, or none may be
         used now. Nothing is waited for."""
         connection = self._kept(origin) if self._free else None
@@ -396,7 +396,7 @@ class Pool:
             return None
         self._free -= 1
         self._used.add(connection)
-        return connection.send(head, attempt, patience, bodiless=bodiless)
+        return connection.send(head, attempt, patience)
 
     async def connection(self, origin: str, *, pool: float | None, connect: float | None) -> PlainConnection:
         """An idle connection, or a new one. It returns by itself. Raises httpx.PoolTimeout, httpx.ConnectTimeout, or

@@ -254,7 +254,7 @@ class Transport(httpx.AsyncBaseTransport):
         origin, target = _split_url(url)
         head = request_head(method, target, headers) + body
         connection = await self.plain.connection(origin, pool=timeouts.pool, connect=timeouts.connect)
-        answer = connection.send(head, attempt, timeouts.read, bodiless=method == "HEAD")
+        answer = connection.send(head, attempt, timeouts.read)
         try:
             return await (answer if timeouts.bounded else asyncio.wait_for(answer, timeouts.read))
         except BaseException as error:

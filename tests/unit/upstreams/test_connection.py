@@ -207,7 +207,7 @@ async def test_a_request_on_an_idle_connection_is_written_without_a_wait() -> No
         pending = asked.send(None)
         assert pool.in_use == 1
         assert next(iter(pool._used)).requests == 2
-        assert pool.begin(f"{raw.url}", b"", Attempt(), None, bodiless=False) is None, "the one connection is in use"
+        assert pool.begin(f"{raw.url}", b"", Attempt(), None) is None, "the one connection is in use"
         await asyncio.wait((pending,))
         with pytest.raises(StopIteration) as answer:
             asked.send(None)
