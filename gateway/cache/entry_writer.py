@@ -121,9 +121,15 @@ class EntryWriter:
         self._traffic.fetched(request.route.name, received.sent - before.started, changed=changed)
 
     def derived(
-        self, request: CacheRequest, fetched: Fetched, received: ReceivedResponse, made: DerivedFrom
+        self,
+        request: CacheRequest,
+        fetched: Fetched,
+        received: ReceivedResponse,
+        made: DerivedFrom,
+        before: Entry | None,
     ) -> Landed | NotShareable:
-        """Keep a response that a fetch derived from stored ones, which have decided all but whom it is for."""
+        """Keep a response that a fetch derived from stored ones, which have decided all but whom it is for; it replaces
+        `before`."""
         plan, body = request.plan, fetched.body
         if request.route.rules.off:
             return NotShareable(fetched, "off")
@@ -132,7 +138,6 @@ class EntryWriter:
         if not isinstance(body, WholeBody) or len(body.content) > request.route.max_body:
             return NotShareable(fetched, "too-large")
         stored = self._derived(request, fetched, made, body.content, received.sent, received.arrived)
-        before = self._tiers.at_hand(request.wanted)
         if before is not None:
             self._compared(request, before, received, changed=before.body != stored.body)
         return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))

@@ -226,7 +226,7 @@ class Fetcher:
         if unshared is not None:
             return self._unstorable(fetch, NotShareable(fetched, unshared))
         if fetched.made is not None:
-            landing = self._storing.derived(request, fetched, received, fetched.made)
+            landing = self._storing.derived(request, fetched, received, fetched.made, stale)
             return self._unstorable(fetch, landing) if isinstance(landing, NotShareable) else landing
         verdict = storability.admit(received, request.facts, request.route.rules, request.plan)
         if fetched.reads is not None and isinstance(verdict, Admit):
