@@ -38,15 +38,20 @@ class SystemClock:
         # As `when`, written out: it is called a dozen times for each response that is fetched.
         self._told = True
         counted = time.perf_counter()
-        return counted + self._offset + (self._worked_off(counted) if self._drift else 0.0)
+        return self._slewed(counted) if self._drift else counted + self._offset
 
     def when(self, counted: float) -> float:
         self._told = True
-        return counted + self._offset + (self._worked_off(counted) if self._drift else 0.0)
+        return self._slewed(counted) if self._drift else counted + self._offset
 
-    def _worked_off(self, counted: float) -> float:
+    def _slewed(self, counted: float) -> float:
+        """The time while a correction is worked off. Once all of it is, it is part of the offset, and costs nothing."""
         step = (counted - self._since) * SLEW
-        return max(-step, min(step, self._drift))
+        if step < abs(self._drift):
+            return counted + self._offset + (step if self._drift > 0 else -step)
+        self._offset += self._drift
+        self._drift = 0.0
+        return counted + self._offset
 
     def synchronise(self, reference: float) -> None:
         """Take `reference` (seconds since 1970, just read from Redis) as the time to agree on."""
@@ -55,6 +60,6 @@ class SystemClock:
         if first and (not self._told or reference >= self.now()):
             self._offset, self._drift = reference - counted, 0.0
             return
-        self._offset += self._worked_off(counted)
+        self._offset = self._slewed(counted) - counted
         self._since = counted
         self._drift = reference - counted - self._offset

@@ -83,6 +83,16 @@ def test_a_later_correction_is_worked_off_at_50_ms_a_second(machine: MachineTime
     assert clock.now() == pytest.approx(machine.wall + error, abs=EXACT)
 
 
+@pytest.mark.parametrize("error", [1.0, -1.0], ids=["slow", "fast"])
+def test_a_correction_that_is_worked_off_costs_no_reading_anything_more(machine: MachineTime, error: float) -> None:
+    clock = SystemClock()
+    clock.synchronise(5_100.0)
+    clock.synchronise(5_100.0 + error)
+    machine.turn(21.0)
+    assert clock.now() == clock.now() == 5_121.0 + error
+    assert repr(clock) == f"<SystemClock offset={100.0 + error:.3f} drift=+0.000>"
+
+
 def test_a_correction_amid_another_begins_where_that_one_stands(machine: MachineTime) -> None:
     clock = SystemClock()
     clock.synchronise(machine.wall)
