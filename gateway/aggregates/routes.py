@@ -491,5 +491,7 @@ class DirectAggregate:
         return self.handlers.ask(exchange, self.aggregate, exchange.target.path, block, parameters, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
-        answer = self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
+        return self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)
+
+    def public(self, answer: Answer, ask: CacheRequest) -> Answer:
         return whole_bytes(answer, head=ask.facts.head)

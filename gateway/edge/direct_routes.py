@@ -8,9 +8,9 @@ does. A `Direct` makes the request for the engine, and leaves in its context how
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi.routing import RouteContext, iter_route_contexts
 from msgspec import structs
@@ -53,8 +53,11 @@ class Direct(Protocol):
         """`block` is the header block of `exchange`, where that is known; so are the `parameters` of a plain path.
         `exchange` gets the `Recall` of its line. Raises RequestRefused."""
 
-    async def answer(self, ask: CacheRequest) -> Answer:
-        """The answer as clients may see it."""
+    def answer(self, ask: CacheRequest) -> Coroutine[Any, Any, Answer]:
+        """The answer of the cache."""
+
+    def public(self, answer: Answer, ask: CacheRequest) -> Answer:
+        """The same as clients may see it."""
 
 
 Pattern = tuple[re.Pattern[str], Direct | None]
@@ -107,10 +110,12 @@ class DirectRoute:
         exchange.recall = AskedAgain(handlers, asked, exchange.target)
         return handlers.ask(exchange, asked, origin, block=block, stays=True)
 
-    async def answer(self, ask: CacheRequest) -> Answer:
+    def answer(self, ask: CacheRequest) -> Coroutine[Any, Any, Answer]:
+        return self.handlers.engine.answer(ask)
+
+    def public(self, answer: Answer, ask: CacheRequest) -> Answer:
         assert isinstance(ask, DeclaredRequest)
-        handlers = self.handlers
-        return handlers.public(await handlers.engine.answer(ask), ask.asked)
+        return self.handlers.public(answer, ask.asked)
 
 
 class DirectStream(DirectRoute):
@@ -118,9 +123,9 @@ class DirectStream(DirectRoute):
 
     __slots__ = ()
 
-    async def answer(self, ask: CacheRequest) -> Answer:
+    def answer(self, ask: CacheRequest) -> Coroutine[Any, Any, Answer]:
         assert isinstance(ask, DeclaredRequest)
-        return self.handlers.public(await self.handlers.streamed(ask), ask.asked)
+        return self.handlers.streamed(ask)
 
 
 class Patterns:
@@ -134,12 +139,14 @@ class Patterns:
         self._of = 0
 
     def __call__(self) -> tuple[Pattern, ...]:
-        routes = self._routes()
-        if len(routes) != self._of:
-            self._of = len(routes)
-            self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
-            self._plain, self._groups = _one_of(self._made)
+        if len(self._routes()) != self._of:
+            self._make(self._routes())
         return self._made
+
+    def _make(self, routes: Sequence[BaseRoute]) -> None:
+        self._of = len(routes)
+        self._made = tuple(pattern for route in routes for pattern in self._patterns(route))
+        self._plain, self._groups = _one_of(self._made)
 
     def direct(self, path: str) -> Direct | None:
         """The declared route that a decoded path leads to; None for another kind of route, and for none."""
@@ -151,11 +158,14 @@ class Patterns:
         plain = _PLAIN_LINE.fullmatch(line)
         if plain is None:
             return None
-        self()
+        if len(self._routes()) != self._of:
+            self._make(self._routes())
         path = plain[1].decode("ascii")
         match = self._plain.match(path)
-        direct, groups = _NO_ROUTE if match is None else self._groups.get(match.lastindex, _NO_ROUTE)
-        if match is None or direct is None:
+        if match is None:
+            return None
+        direct, groups = self._groups.get(match.lastindex, _NO_ROUTE)
+        if direct is None:
             return None
         parameters = {}
         for name, group in groups:

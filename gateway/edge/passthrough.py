@@ -212,7 +212,7 @@ class PassThroughRequest(msgspec.Struct, eq=False):
             connection.transport.write(interim_head(status, headers))
 
     async def _run(self, connection: Connection) -> None:
-        ask, status = self.ask, CLIENT_LEFT
+        ask, direct, status = self.ask, self.direct, CLIENT_LEFT
         assert ask is not None
         # The request for the engine leads back to this one, by its callback for interim responses. A cycle would keep
         # all that a request is made of until a round of the garbage collector, which took a third of a miss's time.
@@ -223,7 +223,7 @@ class PassThroughRequest(msgspec.Struct, eq=False):
             if self._left:
                 return
             try:
-                answer = await self.direct.answer(ask)
+                answer = direct.public(await direct.answer(ask), ask)
             except Exception as error:
                 answer = self._failed(error)
             if self._left:

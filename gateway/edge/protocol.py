@@ -113,8 +113,7 @@ class GatewayProtocol(ClientConnection):
         """Serve a request whose header block repeats, and that has no memo."""
         edge = repeat.edge
         known = edge.known(line)
-        view = None if known is None else edge.view(known, repeat.block, self._peer)
-        if known is not None and view is not None:
+        if known is not None and (view := edge.view(known, repeat.block, self._peer)) is not None:
             if edge.answer(self.transport, self._peer, known, view, request_id, began):
                 if known.connection(repeat.block) == CLOSES:
                     self.transport.close()
@@ -313,12 +312,12 @@ class GatewayProtocol(ClientConnection):
         self._asking = None
         self._release()
         self.server_state.total_requests += 1
-        exchange = pass_request.exchange
-        if exchange.stored is not None and self._edge is not None:
-            self._edge.expect(self._line, exchange.recall)
+        exchange, edge = pass_request.exchange, self._edge
+        if exchange.stored is not None and edge is not None:
+            edge.expect(self._line, exchange.recall)
         if close or self._last:
             self.transport.close()
-        if not self.transport.is_closing():
+        elif not self.transport.is_closing():
             self._deadline = time.perf_counter() + self._keep_alive
             self._go_on()
 
