@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -56,7 +56,7 @@ from gateway.routing.fast_path import BlockCache, PartFields
 from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.client import Upstream
 from gateway.upstreams.request import Patience
-from gateway.upstreams.response import Fetched
+from gateway.upstreams.response import Fetched, ResponseBody
 
 NOT_FOR_PARTS = (
     b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"range", b"if-range",
@@ -390,11 +390,8 @@ class PartSource:
         answer = await self.engine.answer(request)
         outcome, stored, body = request.exchange.outcome, request.exchange.stored, answer.body
         if not isinstance(body, bytes):
-            try:
-                with Deadline(self.timeout):  # also if nobody waits for it any more
-                    whole = await body.whole(self.route.max_body)
-            finally:
-                await body.aclose()
+            with Deadline(self.timeout):  # also if nobody waits for it any more
+                whole = await self._read(body)
             if whole is None:
                 raise self._too_large()
             body = whole
@@ -434,45 +431,52 @@ class PartSource:
 
     async def post(self, wanting: Wanting, target: str) -> Got:
         """The response to a POST, which is never cached. Raises Failure, Missing."""
-        origin = UpstreamOrigin(self.upstream, target, wanting.exchange.request_id, self.metrics, changes=self._changes)
-        headers = wanting.seen_by(self.dependence, self.route.keying)
-        planned = plan(self.route.keying, self.upstream.name, target, headers)
+        keying = self.route.keying
+        headers = wanting.seen_by(self.dependence, keying)
+        planned = plan(keying, self.upstream.name, target, headers)
         if self.part.headers:
             planned, headers = self._with_own_headers(planned, headers, wanting.values)
-        forward = planned.forward
-        if planned.bypass is not None:
-            keying = self.route.keying
-            forward = (*sent_host(keying, headers), *passed_through(headers), *keying.constants)
-        content = text_of(self.part.config.body)
-        sent = [
-            *forward, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))
-        ]  # fmt: skip
-        now = asyncio.get_running_loop().time()
         key, own = planned.base + "\nPOST", self._asked_as(planned, headers) + "\nPOST"
         failed = self.back_off.known(key, own)
         if failed is not None:
             raise failed.again()
+        forward: Headers = planned.forward
+        if planned.bypass is not None:
+            forward = (*sent_host(keying, headers), *passed_through(headers), *keying.constants)
+        left = wanting.until - asyncio.get_running_loop().time()
         try:
-            with Deadline(min(wanting.until - now, self.timeout)):
-                fetched = await origin.send("POST", sent, _once(content))
-                body = await fetched.body.whole(self.route.max_body)
-                await fetched.body.aclose()
+            with Deadline(min(left, self.timeout)):
+                return await self._posted(target, wanting.exchange.request_id, forward)
         except TimeoutError:
             failure = late()
         except UpstreamError as error:
             failure = failure_of(error)
-        else:
-            life = PartLife(remaining=0.0, unstored=True)
-            if body is not None and 200 <= fetched.status < 300:
-                return Got("bypass", fetched.headers, body, life)
-            failure = failure_by(fetched.status, life)
-            if isinstance(failure, Absent):
-                self.back_off.forget(key, own)
-                raise failure
-            if body is None:
-                failure = self._too_large()
+        except Absent:
+            self.back_off.forget(key, own)
+            raise
+        except Failure as error:
+            failure = error
         self.back_off.remember(key, own, failure)
         raise failure
+
+    async def _posted(self, target: str, request_id: str, forward: Headers) -> Got:
+        """Raises UpstreamError, Failure."""
+        origin = UpstreamOrigin(self.upstream, target, request_id, self.metrics, changes=self._changes)
+        sent = [*forward, (b"content-type", b"application/json")]
+        fetched = await origin.send("POST", sent, text_of(self.part.config.body))
+        body, life = await self._read(fetched.body), PartLife(remaining=0.0, unstored=True)
+        if not 200 <= fetched.status < 300:
+            raise failure_by(fetched.status, life)
+        if body is None:
+            raise self._too_large()
+        return Got("bypass", fetched.headers, body, life)
+
+    async def _read(self, body: ResponseBody) -> bytes | None:
+        """A whole body; None if it is too large. It is closed, also if that takes too long."""
+        try:
+            return await body.whole(self.route.max_body)
+        finally:
+            await body.aclose()
 
 
 _SAID: Mapping[Result, str] = {
@@ -482,10 +486,6 @@ _SAID: Mapping[Result, str] = {
     Result.REVALIDATED: "revalidated",
     Result.MISS: "miss",
 }
-
-
-async def _once(content: bytes) -> AsyncIterator[bytes]:
-    yield content
 
 
 LONGEST = 8 * 1024

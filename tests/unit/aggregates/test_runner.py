@@ -108,6 +108,16 @@ async def test_a_body_that_nobody_waits_for_is_not_read_for_ever(in_time: bool, 
     assert endless.closed
 
 
+async def test_the_body_of_a_response_to_a_post_is_closed_where_it_is_late(clock: TurnedClock) -> None:
+    shop, endless = two(), Endless()
+    shop.set("/search", httpx.Response(200, stream=endless))
+    parts = {"found": {"upstream": "shop", "path": "/search", "method": "POST", "body": {"q": 1}, "optional": True}}
+    async with running(home(shop, parts, clock, deadline="100ms")) as client:
+        assert said(await client.get("/home/7")) == {"found": "timeout"}
+    assert endless.closed
+    assert [shop.requests[0].content, shop.requests[0].headers["content-length"]] == [b'{"q":1}', "7"]
+
+
 async def test_a_part_that_comes_late_ends_the_time_for_which_it_is_left_alone(clock: TurnedClock) -> None:
     shop, gate = gated("/offers", [1])
     app = home(shop, {"offers": part("/offers", ttl="1s", optional=True)}, clock, deadline="50ms")
