@@ -26,7 +26,8 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
 from gateway.advisor.advice import Advice
-from gateway.aggregates.routes import Builder, aggregate_key
+from gateway.aggregates.builder import Builder
+from gateway.aggregates.routes import aggregate_key
 from gateway.app.exception_handlers import GATEWAYS_OWN
 from gateway.app.middleware import log_ignored
 from gateway.app.python_routes import Binding

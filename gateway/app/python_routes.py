@@ -20,7 +20,8 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute
 
 from gateway.aggregates.aggregate import Aggregate
-from gateway.aggregates.routes import AggregateHandlers, Builder
+from gateway.aggregates.builder import Builder
+from gateway.aggregates.routes import AggregateHandlers
 from gateway.aggregates.typed import TypedAggregate, typed_aggregate
 from gateway.config.names import did_you_mean
 from gateway.config.part_identity import tag_problems
