@@ -354,7 +354,8 @@ def size_of(stored: Entry) -> int:
     """
     headers, texts = stored.headers, stored.tags + stored.vary + stored.names
     size = _ENTRY + len(stored.route) + len(stored.key) + len(stored.body)
-    size += _FIELD * len(headers) + sum(map(len, chain.from_iterable(headers)))
+    for name, value in headers:
+        size += _FIELD + len(name) + len(value)
     if texts:
         size += _NAMED * len(texts) + sum(map(len, texts))
     return size if stored.primary == stored.key else size + _TEXT + len(stored.primary)
