@@ -165,9 +165,9 @@ def framed(status: int, headers: Headers) -> Headers:
     return [*left, (b"content-length", b"0")] if status == 205 else left
 
 
-def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The fields that travel on: neither hop-by-hop nor named by `Connection`."""
-    kept = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
+def end_to_end(headers: Headers, ending: frozenset[bytes] = HOP_BY_HOP) -> list[tuple[bytes, bytes]]:
+    """The fields that travel on: neither in `ending`, which has those of a hop at least, nor named by `Connection`."""
+    kept = [pair for pair in headers if pair[0] not in ending]
     if len(kept) == len(headers):
         return kept  # no Connection either
     named = connection_named(headers)

@@ -96,6 +96,7 @@ OWN_FIELD = b"gateway-cache-control"
 SURROGATE = b"surrogate-control"
 FOR_US = frozenset((OWN_FIELD, SURROGATE))
 """Fields for this cache only: applied, and not forwarded."""
+_ENDING_HERE = HOP_BY_HOP | FOR_US
 _TARGETED = (OWN_FIELD, b"cdn-cache-control")
 _DECISIVE = frozenset(
     (
@@ -112,7 +113,7 @@ _DECIDING = _DECISIVE.union((b"etag", b"set-cookie", b"set-cookie2"), _DATED)
 
 def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The fields of an upstream's response for a client if it is not stored."""
-    return [pair for pair in end_to_end(headers) if pair[0] not in FOR_US]
+    return end_to_end(headers, _ENDING_HERE)
 
 
 LONGEST_REST = 600.0
