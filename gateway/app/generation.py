@@ -373,10 +373,9 @@ class Generation:
     def route_names(self) -> list[str]:
         """The names by which routes can be purged: those of the configuration, those of parts
         (`home.offers`), and those of `@cached` handlers and functions."""
-        parts = [name for each in self.aggregates for name in each.part_routes]
         return [
             *self.config.routes,
-            *parts,
+            *(name for each in self.aggregates for name in each.part_routes),
             *(route.name for route, _ in self.handlers.bound.values()),
             *self.handlers.functions,
         ]
