@@ -23,6 +23,8 @@ from gateway.server.embedded_redis import Embedded
 from gateway.testing import TurnedClock
 from tests.support import scale
 from tests.support.edge_lines import forget_lines
+from tests.support.made_once import MadeOnce
+from tests.support.made_once import made_once as made_once_below
 from tests.support.order import is_alone, ordered
 
 
@@ -121,6 +123,13 @@ def _enter(lock: Path, *, alone: bool) -> None:
     with lock.with_suffix(".door").open("w") as door:
         fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MadeOnce:
+    """See `tests.support.made_once`."""
+    own = tmp_path_factory.getbasetemp()
+    return partial(made_once_below, own.parent if hasattr(request.config, "workerinput") else own)
 
 
 @pytest.fixture

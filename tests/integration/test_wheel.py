@@ -13,6 +13,7 @@ import venv
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 
+from tests.support.made_once import MadeOnce
 from tests.support.processes import ROOT, clean_environment
 
 MEGABYTE = 1_000_000
@@ -42,9 +44,12 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(made_once: MadeOnce) -> Path:
     """A folder with the wheel and the source distribution, built of the files under version control."""
-    folder = tmp_path_factory.mktemp("built")
+    return made_once("built", build) / "dist"
+
+
+def build(folder: Path) -> None:
     source = folder / "source"
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
@@ -52,23 +57,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", cwd=source)
-    return folder / "dist"
 
 
 @pytest.fixture(scope="module")
-def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(built: Path, made_once: MadeOnce) -> Path:
     """The `bin` of an environment with the wheel and what it requires, and nothing else. The dependencies are copied
     from this process's environment, which has the versions of constraints.txt: to download and compile them again
     takes a minute. `pip check` confirms that they are what the wheel requires."""
-    folder = tmp_path_factory.mktemp("installed") / "venv"
-    venv.create(folder)
     [wheel] = built.glob("*.whl")
+    return made_once("installed", partial(install, wheel)) / "bin"
+
+
+def install(wheel: Path, folder: Path) -> None:
+    venv.create(folder)
     [packages] = folder.glob("lib/python*/site-packages")
     for dependency in required(metadata_of(wheel)):
         copy(dependency, packages)
     pip(folder, "install", "-q", "--no-deps", wheel)
     pip(folder, "check")
-    return folder / "bin"
 
 
 def pip(environment: Path, *arguments: str | Path) -> None:
