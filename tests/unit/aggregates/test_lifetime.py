@@ -118,7 +118,7 @@ def test_a_derived_response_is_stored_as_its_fields_say(
     nothing: Any = None
     wanted = structs.replace(route.selection, plan=plan)
     request = CacheRequest(route, plan, PLAIN, (), RequestContext("", 0.0, "GET", "", ""), nothing, nothing, wanted)
-    landing = engine._storing.derived(request, fetched, received, life.made)
+    landing = engine._storing.derived(request, fetched, received, life.made, None)
     verdict = admit(received, PLAIN, route.rules, plan)
     assert isinstance(landing, Landed) == isinstance(verdict, Admit)
     if isinstance(landing, Landed) and isinstance(verdict, Admit):
