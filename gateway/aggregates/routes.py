@@ -81,17 +81,17 @@ class AggregateRequest:
 
 
 def asked_of(
-    aggregate: Aggregate, path: str, target: Target, headers: Headers, plain: dict[str, str] | None = None
+    aggregate: Aggregate, path: str, target: Target, headers: Headers, *, plain: bool = False
 ) -> AggregateRequest:
-    """The request for `path`; where that is plain and without a query, `plain` has its parameters. Raises
-    RequestRefused."""
-    parameters = aggregate.config.template.match(path) if plain is None else plain
+    """The request for `path`, which is `plain` if it has neither dots nor encoded characters, and there is no query.
+    Raises RequestRefused."""
+    parameters = aggregate.config.template.match(path)
     if parameters is None:
         raise RequestRefused("The path does not match its route.", 404)
     reads, header = aggregate.kit.plan.reads, {}
     if reads:
         header = {name: value for name in reads if (value := sent_value(headers, name)) is not None}
-    if plain is not None:
+    if plain:
         return AggregateRequest(path, Values(parameters, (), header, plain=True), aggregate.all_parts)
     selected, counted = _selected(aggregate, target), _counted(aggregate, target)
     shown = aggregate.all_parts if selected is None else selected
@@ -100,16 +100,16 @@ def asked_of(
 
 class Again(msgspec.Struct, frozen=True):
     """How an aggregate served a request: the edge's data for the next one of its line. None of the request's fields are
-    kept with it, which may be of 32 KiB. `path` and `parameters` as for `asked_of`."""
+    kept with it, which may be of 32 KiB. `path` and `plain` as for `asked_of`."""
 
     aggregate: Aggregate
     path: str
-    parameters: dict[str, str] | None
+    plain: bool
     target: Target
 
     def recall(self) -> FastPath:
         """Without `ask`: no joined response is served stale from memory and refreshed behind; its parts are."""
-        aggregate, asked = self.aggregate, asked_of(self.aggregate, self.path, self.target, (), self.parameters)
+        aggregate, asked = self.aggregate, asked_of(self.aggregate, self.path, self.target, (), plain=self.plain)
         return FastPath(
             route=aggregate.route,
             origin=aggregate.origin,
@@ -167,16 +167,16 @@ class AggregateHandlers:
         aggregate: Aggregate,
         path: str,
         block: BlockCache | None = None,
-        parameters: dict[str, str] | None = None,
         *,
+        plain: bool = False,
         stays: bool = False,
     ) -> CacheRequest:
         """The request for the aggregate at `path`, below the app's mount path, and what makes the edge's data for the
         next one (`RequestContext.recall`). `block` is the header block of `exchange`, if it was parsed before;
-        `parameters` are those of a plain path without a query. Raises RequestRefused."""
+        `plain` as for `asked_of`. Raises RequestRefused."""
         assert exchange.target is not None
         headers, route = exchange.headers, aggregate.route
-        asked = asked_of(aggregate, path, exchange.target, headers, parameters)
+        asked = asked_of(aggregate, path, exchange.target, headers, plain=plain)
         known = None if block is None else block.planned[route, exchange.method]
         if known is not None:
             fields, facts = known
@@ -193,7 +193,7 @@ class AggregateHandlers:
             # Where a part passes it on, the aggregate's cache is bypassed; else it is part of the key, or ignored.
             facts = structs.replace(facts, authorized=False)
         if aggregate.admission is None and not aggregate.counts_hits:
-            exchange.recall = Again(aggregate, path, parameters, exchange.target)
+            exchange.recall = Again(aggregate, path, plain, exchange.target)
         return aggregate.ask(exchange, planned, facts, asked.values, asked.shown, block, stays=stays)
 
     async def _purge(self, exchange: RequestContext, aggregate: Aggregate) -> Response:
@@ -237,13 +237,14 @@ class DirectAggregate:
         exchange: RequestContext,
         interim: Interim,
         block: BlockCache | None = None,
-        parameters: dict[str, str] | None = None,
+        *,
+        plain: bool = False,
     ) -> CacheRequest:
         """Raises RequestRefused."""
         assert exchange.target is not None
         if self.aggregate.limits is not None:
             exchange.allowance = self.aggregate.limits.allowance()
-        return self.handlers.ask(exchange, self.aggregate, exchange.target.path, block, parameters, stays=True)
+        return self.handlers.ask(exchange, self.aggregate, exchange.target.path, block, plain=plain, stays=True)
 
     async def answer(self, ask: CacheRequest) -> Answer:
         return self.aggregate.at_hand(ask) or await self.aggregate.answer(ask)

@@ -48,10 +48,11 @@ class Direct(Protocol):
         exchange: RequestContext,
         interim: Interim,
         block: HeaderBlock | None = None,
-        parameters: dict[str, str] | None = None,
+        *,
+        plain: bool = False,
     ) -> CacheRequest:
-        """`block` is the header block of `exchange`, where that is known; so are the `parameters` of a plain path.
-        `exchange` gets the `Recall` of its line. Raises RequestRefused."""
+        """`block` is the header block of `exchange`, where that is known; `plain` where `Patterns.plain` found its
+        path. `exchange` gets the `Recall` of its line. Raises RequestRefused."""
 
     def answer(self, ask: CacheRequest) -> Coroutine[Any, Any, Answer]:
         """The answer of the cache."""
@@ -74,14 +75,13 @@ _NAMED = re.compile(r"\(\?P<\w+>")
 class DirectRoute:
     """A route of the configuration with one upstream, in the form of `Direct`."""
 
-    __slots__ = ("_origin", "_plain_path", "engine_route", "handlers", "reads", "route", "slashes")
+    __slots__ = ("_origin", "engine_route", "handlers", "reads", "route", "slashes")
 
     def __init__(self, handlers: Handlers, route: Declared) -> None:
         self.handlers, self.route, self.engine_route = handlers, route, route.engine_route
         self.slashes: Slashes = route.config.encoded_slashes
         open_to_all = route.admission is None and not route.counts_hits
         self.reads = open_to_all and route.passes("GET") and route.passes("HEAD")
-        self._plain_path = route.target.plain_path
         self._origin = route.origin("", "", handlers.metrics)
         """The origin of its responses, but for what each request has of its own."""
 
@@ -90,24 +90,20 @@ class DirectRoute:
         exchange: RequestContext,
         interim: Interim,
         block: HeaderBlock | None = None,
-        parameters: dict[str, str] | None = None,
+        *,
+        plain: bool = False,
     ) -> CacheRequest:
         """Raises RequestRefused."""
-        assert exchange.target is not None
-        route, own = self.route, exchange.target.path
-        if parameters is not None:
-            plain = self._plain_path  # values of a plain path are in their one form already
-            target = plain % parameters if plain else route.whole_target(parameters, ())
-        else:
-            target, parameters = route.upstream_target(own, exchange.target.query)
-            own = str(exchange.target)
-        handlers = self.handlers
-        asked = Asked(route, target, own, parameters, exchange.root)
+        public, route, handlers = exchange.target, self.route, self.handlers
+        assert public is not None
+        path, query = public.path, public.query
+        target = route.plain_target(path) if plain else route.upstream_target(path, query)[0]
+        asked = Asked(route, target, path, query, exchange.root)
         told = partial(handlers.interim, interim, asked)
         origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=told)
         if route.limits is not None:
             exchange.allowance = route.limits.allowance()
-        exchange.recall = AskedAgain(handlers, asked, exchange.target)
+        exchange.recall = AskedAgain(handlers, asked, public)
         return handlers.ask(exchange, asked, origin, block=block, stays=True)
 
     def answer(self, ask: CacheRequest) -> Coroutine[Any, Any, Answer]:
@@ -152,9 +148,9 @@ class Patterns:
         """The declared route that a decoded path leads to; None for another kind of route, and for none."""
         return next((direct for pattern, direct in self() if pattern.match(path)), None)
 
-    def plain(self, line: bytes) -> tuple[Direct, str, dict[str, str]] | None:
-        """The declared route of a request line whose path is in its one form, the path, and the parameters in it; None
-        for all other lines."""
+    def plain(self, line: bytes) -> tuple[Direct, str] | None:
+        """The declared route of a request line whose path is in its one form, and the path; None for all other
+        lines."""
         plain = _PLAIN_LINE.fullmatch(line)
         if plain is None:
             return None
@@ -162,15 +158,8 @@ class Patterns:
             self._make(self._routes())
         path = plain[1].decode("ascii")
         match = self._plain.match(path)
-        if match is None:
-            return None
-        direct, groups = self._groups.get(match.lastindex, _NO_ROUTE)
-        if direct is None:
-            return None
-        parameters = {}
-        for name, group in groups:
-            parameters[name] = match[group]
-        return direct, path, parameters
+        direct = None if match is None else self._groups.get(match.lastindex)
+        return None if direct is None else (direct, path)
 
     def slashes(self, target: Target) -> Slashes:
         """How the route of a target handles encoded slashes. Python handlers refuse them."""
@@ -189,20 +178,17 @@ class Patterns:
         return [_pattern(context) for context in contexts] if contexts else [(_ANYTHING, None)]
 
 
-Group = tuple[Direct | None, tuple[tuple[str, int], ...]]
-"""A declared route if it is read, and the names of its parameters with their groups."""
-Groups = dict[int | None, Group]
-_NO_ROUTE: Group = None, ()
+Groups = dict[int | None, Direct]
 
 
 def _one_of(patterns: Iterable[Pattern]) -> tuple[re.Pattern[str], Groups]:
-    """One pattern for all, the first of which matches; and by the index of its group what it leads to."""
+    """One pattern for all, the first of which matches; and by the index of its group the route, if it is read."""
     alternatives, groups, index = [], Groups(), 1
     for pattern, direct in patterns:
-        alternatives.append(f"({_NAMED.sub('(', pattern.pattern)})")
-        readable = direct if direct is not None and direct.reads else None
-        groups[index] = readable, tuple((name, index + place) for name, place in pattern.groupindex.items())
-        index += 1 + pattern.groups
+        alternatives.append(f"({_NAMED.sub('(?:', pattern.pattern)})")
+        if direct is not None and direct.reads:
+            groups[index] = direct
+        index += 1 + pattern.groups - len(pattern.groupindex)
     return re.compile("|".join(alternatives)), groups
 
 

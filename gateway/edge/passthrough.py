@@ -112,7 +112,7 @@ class PassThrough:
         plain = None if self.root else self.patterns.plain(line)
         try:
             if plain is not None:
-                direct, path, parameters = plain
+                direct, path = plain
                 method, target = "HEAD" if line.startswith(b"HEAD") else "GET", Target(path, (), path)
             else:
                 read = read_line(line, limits)
@@ -121,7 +121,7 @@ class PassThrough:
                 target, found = self._found(read, repeat.block.host, scheme)
                 if found is None:
                     return None
-                method, direct, parameters = read.method.decode("ascii"), found, None
+                method, direct = read.method.decode("ascii"), found
             block, route = repeat.block, direct.engine_route
             exchange = RequestContext(
                 request_id=request_id.decode("ascii"),
@@ -142,7 +142,7 @@ class PassThrough:
                 exchange.came_through(told)
                 exchange.host = place(told, block.host, scheme)[0]
             pass_request = PassThroughRequest(self, exchange, direct, block.traced)
-            pass_request.ask = direct.ask(exchange, pass_request.interim, block, parameters)
+            pass_request.ask = direct.ask(exchange, pass_request.interim, block, plain=plain is not None)
         except RequestRefused:
             return None
         return pass_request

@@ -67,6 +67,8 @@ class Declared:
     """Whether its responses have tags of its own settings."""
     inside: PathTemplate = field(init=False, repr=False)
     """The template of the upstream target, for translating the upstream's paths back."""
+    keeps_path: bool = field(init=False, repr=False)
+    """Whether the upstream target is the public one, without its query."""
     patience: Patience = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class Declared:
         patience = ORDINARY if timeout is None else Patience(timeout=timeout.total_seconds())
         object.__setattr__(self, "is_tagged", bool(self.config.tags))
         object.__setattr__(self, "inside", self._inside())
+        object.__setattr__(self, "keeps_path", self.inside == self.template and not self.target.query)
         object.__setattr__(self, "patience", patience)
 
     def _inside(self) -> PathTemplate:
@@ -119,11 +122,23 @@ class Declared:
 
     def upstream_target(self, path: str, query: tuple[str, ...]) -> tuple[str, dict[str, str]]:
         """The normalised upstream target, and the path's parameters. Raises RequestRefused."""
+        parameters = self.parameters(path)
+        selected = select_query(query, self.allowed, self.dropped) if query else ()
+        return self._target(parameters, selected), parameters
+
+    def plain_target(self, path: str) -> str:
+        """The same for a path without dots and encoded characters, whose values are in their one form already."""
+        if self.keeps_path:
+            return path
+        parameters, plain = self.parameters(path), self.target.plain_path
+        return plain % parameters if plain else self._target(parameters, ())
+
+    def parameters(self, path: str) -> dict[str, str]:
+        """The encoded values in a path. Raises RequestRefused."""
         parameters = self.template.match(path)
         if parameters is None:
             raise RequestRefused("The path does not match its route.", 404)
-        selected = select_query(query, self.allowed, self.dropped) if query else ()
-        return self._target(parameters, selected), parameters
+        return parameters
 
     def whole_target(self, parameters: dict[str, str], query: tuple[str, ...]) -> str:
         """The same with an unchanged query: that of a request that bypasses the cache, as no response is shared; or

@@ -116,8 +116,9 @@ class Handlers:
             if largest is not None and announced(exchange.headers) > largest:
                 raise too_large_request()
             path, root = local_path(request), root_of(request)
-            target, parameters = route.upstream_target(path, exchange.target.query)
-            asked = Asked(route, target, str(structs.replace(exchange.target, path=path)), parameters, root)
+            query = exchange.target.query
+            target, _ = route.upstream_target(path, query)
+            asked = Asked(route, target, path, query, root)
             send = interim_of(request)
             interim = None if send is None else partial(self.interim, send, asked)
             origin = route.origin(target, exchange.request_id, self.metrics, interim)
@@ -187,7 +188,7 @@ class Handlers:
         )
 
     def _tags(self, asked: Asked, principal: Principal | None = None) -> tuple[str, ...]:
-        decoded = {name: unquote(value) for name, value in asked.parameters.items()}
+        decoded = {name: unquote(value) for name, value in asked.route.parameters(asked.path).items()}
         return asked.route.tags(decoded, principal)
 
     def ask(
@@ -228,8 +229,9 @@ class Handlers:
     ) -> Fetched:
         """The upstream's response to a request that bypasses the cache. Raises UpstreamError."""
         assert exchange.target is not None
-        whole = asked.route.whole_target(asked.parameters, exchange.target.query)
-        return await send_past(self.engine, exchange, asked.route.engine_route, origin, body, whole)
+        route = asked.route
+        whole = route.whole_target(route.parameters(asked.path), exchange.target.query)
+        return await send_past(self.engine, exchange, route.engine_route, origin, body, whole)
 
     async def _read(
         self,

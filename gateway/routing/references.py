@@ -33,14 +33,18 @@ _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """The request of a response: its route, its upstream target, its public target below `root`, the path where the app
-    is mounted, and the encoded values in its path."""
+    """The request of a response: its route, its upstream target, and its public path and query below `root`, the path
+    where the app is mounted."""
 
     route: Declared
     target: str
-    public: str
-    parameters: dict[str, str]
+    path: str
+    query: tuple[str, ...] = ()
     root: str = ""
+
+    @property
+    def public(self) -> str:
+        return str(Target(self.path, self.query, ""))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tests.support.shop import Shop, home, part
 def test_a_plain_path_makes_the_request_that_the_path_matched_anew_makes(settings: dict[str, Any]) -> None:
     (aggregate,) = home(Shop(), {"p": part("/p/{user}") | settings}).aggregates
     target = normalise(b"/home/A-7_~", b"")
-    long, short = (asked_of(aggregate, target.path, target, (), plain) for plain in (None, {"user": "A-7_~"}))
+    long, short = (asked_of(aggregate, target.path, target, (), plain=plain) for plain in (False, True))
     assert (short.target, short.shown, short.values.path) == (long.target, long.shown, long.values.path)
     source = aggregate.kit.sources["p"]
     assert source.target(short.values) == source.target(long.values)

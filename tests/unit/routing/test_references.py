@@ -235,7 +235,7 @@ def test_whatever_is_mapped_leads_to_what_was_meant(prefix: str, path: list[str]
     target = normalise(*(each.encode() for each in (*at.split("?"), "")[:2]))
     route = served_by(target.decoded)
     assert route is not None
-    asked = Asked(route, route.upstream_target(target.path, target.query)[0], str(target), {})
+    asked = Asked(route, route.upstream_target(target.path, target.query)[0], target.path, target.query)
     shown = replaced(b"content-location", reference.encode(), lambda text: mapped(asked, text))
     if shown not in (None, reference.encode()):
         led = urljoin("http://gateway.test" + asked.public, shown.decode())
