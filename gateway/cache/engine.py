@@ -385,7 +385,8 @@ class Engine:
 
     def _refused(self, request: CacheRequest) -> Failed | None:
         """Why a fetch may not start now, known before a lease is taken; None if it may."""
-        if not self.governor.admits_miss(self.under_way):
+        governor, under_way = self.governor, self.under_way
+        if under_way >= governor.limit and not governor.admits_miss(under_way):
             return self._shed(request.origin.name)
         refusal = request.origin.refusal()
         return None if refusal is None else Failed(refusal.status, error=refusal)
