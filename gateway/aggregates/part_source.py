@@ -19,7 +19,6 @@ from gateway.aggregates.lifetime import PartLife, unstored_part
 from gateway.aggregates.merge import BodyTransform
 from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, failure_by, failure_of, late, status_without
 from gateway.cache.engine import Engine
-from gateway.cache.fetch import Deadline
 from gateway.cache.request import CacheRequest, Origin, Route
 from gateway.config.part_graph import OwnValues, PlannedPart
 from gateway.config.part_values import Missing, PartTarget, Text, Values
@@ -55,7 +54,7 @@ from gateway.routing.declared import Declared
 from gateway.routing.fast_path import BlockCache, PartFields
 from gateway.routing.upstream_request import UpstreamOrigin
 from gateway.upstreams.client import Upstream
-from gateway.upstreams.request import Patience
+from gateway.upstreams.request import Deadline, Patience
 from gateway.upstreams.response import Fetched, ResponseBody
 
 NOT_FOR_PARTS = (

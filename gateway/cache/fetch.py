@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -33,6 +33,7 @@ from gateway.policy.preconditions import as_given
 from gateway.policy.rules import PLAIN
 from gateway.policy.storability import Admit, ReceivedResponse, Refuse
 from gateway.policy.vary import Names, variant_key
+from gateway.upstreams.request import Deadline
 from gateway.upstreams.response import Body, Fetched, Live, Reads, WholeBody
 
 MOST_DECODED = 16 * 1024 * 1024
@@ -47,41 +48,6 @@ class Durations:
 
     retry_after: float = 1.0
     hit_for_miss: float = 5.0
-
-
-class Deadline:
-    """`asyncio.timeout` for the running task, without coroutines of its own: each fetch has one."""
-
-    __slots__ = ("_asked", "_expired", "_task", "_timer")
-
-    def __init__(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None
-        self._task, self._asked, self._expired = task, task.cancelling(), False
-        self._timer = loop.call_later(seconds, self._expire)
-
-    @property
-    def when(self) -> float | None:
-        """On the event loop's clock; None once it is lifted."""
-        return None if self._timer.cancelled() else self._timer.when()
-
-    def lift(self) -> None:
-        """It ends nothing from now on."""
-        self._timer.cancel()
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._task.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Raises TimeoutError in place of the cancellation that it caused."""
-        self._timer.cancel()
-        if self._expired and self._task.uncancel() <= self._asked and kind is asyncio.CancelledError:
-            raise TimeoutError from error
 
 
 class Fetch(msgspec.Struct):

@@ -39,7 +39,7 @@ from gateway.upstreams.health import HealthChecks
 from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
 from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Names
-from gateway.upstreams.request import ORDINARY, Attempt, Interim, Patience, ReceivedHead, Sending, Upload, client_of
+from gateway.upstreams.request import ORDINARY, Attempt, Deadline, Interim, Patience, ReceivedHead, Sending, Upload
 from gateway.upstreams.response import (
     UNSOLICITED,
     Body,
@@ -211,17 +211,17 @@ class Upstream:
                 answer: Awaitable[ReceivedHead] | None = None
                 try:
                     answer = self._at_once(sending, host, attempt) or self._sent(sending, host, attempt)
-                    if sending.bounded:
+                    if sending.bounded or sending.until is None:
                         response = await answer
                     else:
-                        async with asyncio.timeout_at(sending.until):
+                        with Deadline(sending.until - asyncio.get_running_loop().time()):
                             response = await answer
                     break
                 except BaseException as error:
                     _ended_early(attempt, answer, error)
                     if not await self._is_sent_again(sending, host, series, attempt, error):
                         raise
-            host.answered(series, response.status, client_of(sending) if response.status >= 500 else None)
+            host.answered(series, response.status, sending.client() if response.status >= 500 else None)
         except BaseException:
             if entered is not None:
                 self.places.leave(entered)

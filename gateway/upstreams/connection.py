@@ -16,6 +16,7 @@ import asyncio
 import select
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, TooLarge, end_of_head, read_head
@@ -23,7 +24,7 @@ from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.connection_end import ends_on_purpose
 from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Name
-from gateway.upstreams.request import Attempt, Interim, ReceivedHead
+from gateway.upstreams.request import Attempt, Deadline, Interim, ReceivedHead
 from gateway.upstreams.sockets import acknowledge, host_of, peer_of
 
 QUIET = 1.0
@@ -88,7 +89,7 @@ class PlainBody(httpx.AsyncByteStream):
     async def _more(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(self.patience):
+            with nullcontext() if self.patience is None else Deadline(self.patience):
                 await self._waiter
         except TimeoutError:
             raise httpx.ReadTimeout("timed out reading the body") from None
@@ -164,9 +165,7 @@ class PlainConnection(asyncio.Protocol):
         """Send a request; the result is the response head, or an httpx.TransportError. A caller that gets an error from
         waiting for it, such as its cancellation, calls `leave`. `patience` as in `PlainBody`. Raises httpx.ReadError.
         """
-        self.requests += 1
-        self.received = False
-        attempt.connection = self
+        attempt.on(self)
         transport = self._transport
         if transport is None or transport.is_closing():
             self.close()

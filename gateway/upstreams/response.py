@@ -31,7 +31,7 @@ from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.connection import PlainBody
 from gateway.upstreams.failure_causes import cause_of
 from gateway.upstreams.httpx_api import httpx
-from gateway.upstreams.request import ReceivedHead
+from gateway.upstreams.request import Deadline, ReceivedHead
 
 
 class Live(msgspec.Struct, frozen=True):
@@ -137,7 +137,7 @@ class Body:
         if piece is not None:
             return piece or None
         try:
-            async with asyncio.timeout(min(self._idle, self._ends - time.monotonic())):
+            with Deadline(min(self._idle, self._ends - time.monotonic())):
                 return await self._next()
         except TimeoutError:
             over = "stream_timeout" if time.monotonic() >= self._ends else "stream_idle_timeout"

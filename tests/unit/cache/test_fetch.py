@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from gateway.app.gateway import Gateway
-from gateway.cache.fetch import Deadline
 from gateway.testing import StubUpstream, TurnedClock, running
 from gateway.upstreams.response import PartOfBody
 from tests.support.gateways import gateway, served
@@ -151,50 +150,3 @@ async def test_a_part_of_a_body_is_its_bytes_however_it_comes_and_ends_it(sizes:
         pieces = Pieces()
         part = b"".join([piece async for piece in PartOfBody(pieces, first, last).chunks()])
         assert (part, pieces.closed) == (BODY[first : last + 1], 1)
-
-
-async def test_a_deadline_ends_what_its_task_waits_for() -> None:
-    with pytest.raises(TimeoutError), Deadline(0.0):
-        await asyncio.Event().wait()
-    task = asyncio.current_task()
-    assert task is not None
-    assert not task.cancelling()
-    await asyncio.sleep(0)  # nothing is left to end this
-
-
-async def test_a_deadline_that_was_lifted_or_left_ends_nothing() -> None:
-    with Deadline(0.0) as deadline:
-        deadline.lift()
-        assert deadline.when is None
-        await asyncio.sleep(0.001)
-    with Deadline(0.0):
-        pass
-    await asyncio.sleep(0.001)
-
-
-@pytest.mark.parametrize("seconds", [0.0, 60.0])
-async def test_a_cancellation_from_outside_stays_one(seconds: float) -> None:
-    waits = asyncio.Event()
-
-    async def wait() -> None:
-        with Deadline(seconds):
-            waits.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.ensure_future(wait())
-    await waits.wait()
-    task.cancel()  # before the deadline's own
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert task.cancelled()
-
-
-async def test_an_error_at_the_deadline_is_not_replaced() -> None:
-    async def fail() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            raise ValueError("mine")
-
-    with pytest.raises(ValueError, match="mine"), Deadline(0.0):
-        await fail()

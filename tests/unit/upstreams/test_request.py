@@ -1,11 +1,13 @@
-"""The bytes of a request without a body."""
+"""The bytes of a request without a body, and the deadline of one."""
 
 from __future__ import annotations
+
+import asyncio
 
 import httpx
 import pytest
 
-from gateway.upstreams.request import request_head
+from gateway.upstreams.request import Deadline, request_head
 
 
 def test_a_request_is_its_line_its_fields_as_they_are_and_an_empty_line() -> None:
@@ -36,3 +38,50 @@ def test_the_host_is_sent_once_and_first_unless_the_fields_have_one() -> None:
     )
     for fields, sent in cases:
         assert request_head("GET", b"/", fields, b"api.test") == request_head("GET", b"/", sent)
+
+
+async def test_a_deadline_ends_what_its_task_waits_for() -> None:
+    with pytest.raises(TimeoutError), Deadline(0.0):
+        await asyncio.Event().wait()
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    await asyncio.sleep(0)  # nothing is left to end this
+
+
+async def test_a_deadline_that_was_lifted_or_left_ends_nothing() -> None:
+    with Deadline(0.0) as deadline:
+        deadline.lift()
+        assert deadline.when is None
+        await asyncio.sleep(0.001)
+    with Deadline(0.0):
+        pass
+    await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+async def test_a_cancellation_from_outside_stays_one(seconds: float) -> None:
+    waits = asyncio.Event()
+
+    async def wait() -> None:
+        with Deadline(seconds):
+            waits.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(wait())
+    await waits.wait()
+    task.cancel()  # before the deadline's own
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_an_error_at_the_deadline_is_not_replaced() -> None:
+    async def fail() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"), Deadline(0.0):
+        await fail()
