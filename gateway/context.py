@@ -94,8 +94,7 @@ LOOKED_KEY = "gateway.looked"
 """Set by the protocol class if it has just read the shared tier for this request, without a result."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartState:
+class PartState(msgspec.Struct, frozen=True):
     """The state of a part: `text` as in `Gateway-Parts` (`stale;age=31`), `seconds` its duration."""
 
     name: str

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from gateway.http.headers import CacheControl, Headers, parse_age
 from gateway.policy.entry import DerivedFrom
 from gateway.policy.validation import own_tag
 
 
-@dataclass(frozen=True, slots=True)
-class PartLife:
+class PartLife(msgspec.Struct, frozen=True):
     """A part's contribution to the joined response's life. Seconds.
 
     `remaining` is negative if it is stale. `private`: it is for one client; `personal`: its upstream calls it private,
@@ -76,8 +76,7 @@ def unstored_part(headers: Headers, *, private: bool) -> PartLife:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Joining:
+class Joining(msgspec.Struct, frozen=True):
     """The lifetime of a joined response. `made` is None if it may not be stored."""
 
     cache_control: bytes

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 from xml.parsers.expat import ExpatError
 
+import msgspec
 import orjson
 import xmltodict
 from pydantic import JsonValue
@@ -228,8 +229,7 @@ class BodyTransform:
         return self.shape.changes or self.at_root or self.needed
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedTransform:
+class PreparedTransform(msgspec.Struct, frozen=True):
     """A part's body, decoded and shaped once: `text` as in the response, `value` for other parts."""
 
     text: bytes
@@ -318,8 +318,7 @@ def _weight(body: bytes, made: PreparedTransform | WrongType) -> int:
 # --- joining -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MergePiece:
+class MergePiece(msgspec.Struct, frozen=True):
     """A part in the response: JSON text under `group`, or merged into the root if that is None (then `value` is its
     parsed object)."""
 

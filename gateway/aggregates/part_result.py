@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
+import msgspec
 from pydantic import JsonValue
 
 from gateway.aggregates.lifetime import PartLife
@@ -80,8 +80,7 @@ def status_without(status: int) -> int:
     return 504 if status == 504 else 502
 
 
-@dataclass(frozen=True, slots=True)
-class Got:
+class Got(msgspec.Struct, frozen=True):
     """A part's response as received. `key` is that of the stored response; empty if it is not stored."""
 
     said: str
@@ -91,8 +90,7 @@ class Got:
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """The state of a part. `text` is None if it is omitted from the response; `failure` is set if it failed, or if
     elements failed and it is `partial`."""
 

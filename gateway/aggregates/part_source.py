@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 from msgspec import structs
 
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
@@ -65,8 +66,7 @@ NOT_FOR_PARTS = (
 IDENTITY = (b"accept-encoding", b"identity")
 
 
-@dataclass(frozen=True, slots=True)
-class Wanting:
+class Wanting(msgspec.Struct, frozen=True):
     """The request that needs the parts. `headers` are those that parts may see, `until` is on the event loop's
     clock."""
 
@@ -77,7 +77,7 @@ class Wanting:
     until: float
     planned: dict[int, tuple[Keying, PlannedFields]]
     """As in `PartFields`."""
-    fields: dict[int, Headers] = field(default_factory=dict)
+    fields: dict[int, Headers] = msgspec.field(default_factory=dict)
     """What parts see that depend on who sent the request, by the id of their Dependence."""
 
     def seen_by(self, dependence: Dependence | None, keying: Keying) -> Headers:
@@ -123,7 +123,7 @@ class Wanting:
         special = facts.no_store or facts.no_cache or facts.max_age is not None or facts.min_fresh or facts.max_stale
         principal = exchange.principal
         if principal is not None and claims:
-            values = replace(values, claims=principal.texts(claims))
+            values = structs.replace(values, claims=principal.texts(claims))
         kept = structs.replace(facts, head=False, only_if_cached=False, authorized=False) if special else PLAIN
         return cls(exchange, headers, kept, values, until, seen.planned)
 
@@ -279,7 +279,7 @@ class PartSource:
             example, _ = self._with_own_headers(example, headers, wanting.values)
 
         async def send(ids: str) -> Fetched:
-            target = self._filled(template, replace(wanting.values, item=ids))
+            target = self._filled(template, structs.replace(wanting.values, item=ids))
             return await self.origin(target, wanting.exchange.request_id).fetch("GET", example.forward)
 
         config = self.part.config

@@ -71,8 +71,7 @@ def _selected(aggregate: Aggregate, target: Target) -> tuple[str, ...] | None:
     return tuple(name for name in known if name in names)
 
 
-@dataclass(frozen=True, slots=True)
-class AggregateRequest:
+class AggregateRequest(msgspec.Struct, frozen=True):
     """One request for an aggregate: the target of its key, the values for its parts, and the parts to show."""
 
     target: str

@@ -10,8 +10,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 from msgspec import structs
 from pydantic import JsonValue
 
@@ -34,8 +35,7 @@ def missing_text(what: str) -> str:
     return f'skipped;missing="{text}"'
 
 
-@dataclass(frozen=True, slots=True)
-class _Awaited:
+class _Awaited(msgspec.Struct, frozen=True):
     """A part that is being fetched: until when it is waited for, on the event loop's clock, and when that `began`, on
     the performance counter."""
 
@@ -228,11 +228,13 @@ class Run:
         return None
 
     def _wanting(self, item: str | None = None) -> Wanting:
-        return replace(self.wanting, values=self._values(item)) if self.values or item is not None else self.wanting
+        if not self.values and item is None:
+            return self.wanting
+        return structs.replace(self.wanting, values=self._values(item))
 
     def _values(self, item: str | None = None) -> Values:
         values = self.wanting.values
-        return replace(values, parts=self.values, item=item) if self.values or item is not None else values
+        return structs.replace(values, parts=self.values, item=item) if self.values or item is not None else values
 
     async def _timed(self, part: PlannedPart) -> Resolved:
         began = time.perf_counter()
@@ -240,14 +242,14 @@ class Run:
         try:
             if part.each is not None:
                 resolved = await self._elements(part, source)
-                return replace(resolved, seconds=time.perf_counter() - began)
+                return structs.replace(resolved, seconds=time.perf_counter() - began)
             if part.config.method == "POST":
                 got = await source.post(self._wanting(), source.target(self._values())[0])
             else:
                 got = await source.fetched(self._asks[part.name])
             return self._prepared(part, source, got, time.perf_counter() - began)
         except Missing as missing:
-            return replace(self._without(part, missing_text(missing.what)), seconds=time.perf_counter() - began)
+            return structs.replace(self._without(part, missing_text(missing.what)), seconds=time.perf_counter() - began)
         except TimeoutError:
             return self._late(part, began)
         except (Failure, RequestRefused, WrongType) as error:
@@ -364,7 +366,7 @@ class Run:
         counts += Counter(skipped=elements.skipped)
         state = list_text(counts, len(failures), elements.left_out, lost=lost, default=part.config.has_default)
         if lost:
-            return replace(self._failed(part, failures[0]), said=state)
+            return structs.replace(self._failed(part, failures[0]), said=state)
         text, value = elements.placed(made)
         return Resolved(
             part.name,

@@ -37,8 +37,7 @@ class PartProblem:
     value: object = None
 
 
-@dataclass(frozen=True)
-class OwnValues(Values):
+class OwnValues(Values, frozen=True):
     """A request's values, with a valid placeholder for each value of an earlier part: what is refused with these is
     refused whatever the parts return."""
 

@@ -7,10 +7,11 @@ Resolves each reference (path, query, header, item, or another part's body), enc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote, unquote, unquote_to_bytes
 
+import msgspec
 from pydantic import JsonValue
 
 from gateway.config.expressions import Expression, truthy
@@ -45,17 +46,16 @@ class Reference:
         return Expression(self.rest)
 
 
-@dataclass(frozen=True)
-class Values:
+class Values(msgspec.Struct, frozen=True, dict=True):
     """The sources of one request's template values. `path` holds encoded values; `pairs` are the keyed query pairs of
     the client, normalised; `parts` holds parsed values."""
 
     path: Mapping[str, str]
     pairs: tuple[str, ...]
     header: dict[str, str]
-    parts: Mapping[str, JsonValue] = field(default_factory=dict)
+    parts: Mapping[str, JsonValue] = msgspec.field(default_factory=dict)
     item: str | None = None
-    claims: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Of who sent the request: for tags alone."""
     plain: bool = False
     """Whether `path` is known to have only letters, digits, `-`, `_` and `~`, and no empty value."""
