@@ -90,6 +90,10 @@ class Coalescer:
             return True
         return self._tiers.outlived(flight.stamp, flight.began, ask.wanted)
 
+    def is_shared(self, ask: CacheRequest) -> bool:
+        """Whether the shared tier may have the response, and is available: else no other process can want it."""
+        return not ask.route.made and self._tiers.shared.available
+
     def claim(self, key: str) -> Claim | None:
         """The lease for a fetch of `key` that may follow a read; None if such a fetch is under way."""
         return None if key in self.flights else self._leases.claim(key)
@@ -133,7 +137,7 @@ class Coalescer:
         In the background (`behind`) it takes the lease, or does nothing.
         """
         landing: Landing | None = None
-        shared = not ask.route.made and self._tiers.shared.available  # else no other process can want the key
+        shared = self.is_shared(ask)
         try:
             if shared:
                 landing = await self._land_leased(flight, ask, origin, stale, behind=behind)
@@ -262,7 +266,9 @@ class Coalescer:
     async def _refresh(self, flight: Flight, ask: CacheRequest, stale: Entry) -> None:
         """Another worker may have refreshed it already, or be about to: then there is nothing to do."""
         BEHIND.set(True)
-        found = await self._newer(ask, Found(stale, "memory"))
+        found = Found(stale, "memory")
+        if self.is_shared(ask):
+            found = await self._newer(ask, found)
         decision = freshness.decide(found.stored, PLAIN, ask.route.rules, self._clock.now())
         if isinstance(decision, Hit):
             self._forget(flight)

@@ -192,7 +192,7 @@ class Engine:
         found = Found(self.tiers.at_hand(request.wanted), "memory")
         now = 0.0 if found.stored is None else self.clock.now()  # of no account where nothing is stored
         decision = freshness.decide(found.stored, request.facts, request.route.rules, now)
-        if self.tiers.shared.available and not request.route.made and isinstance(decision, _TO_FETCH):
+        if isinstance(decision, _TO_FETCH) and self._flying.is_shared(request):
             if found.stored is not None or not request.exchange.looked:
                 found = await self._newer(request, found, self._claim(request))
             decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
@@ -429,10 +429,6 @@ class Engine:
         # Validation was requested: this was fetched while the request waited.
         return isinstance(decision, Revalidate) and request.facts.no_cache and not stored.life.no_cache
 
-    def _is_shared(self, request: CacheRequest) -> bool:
-        """Whether the response to a request may be in the shared tier, and that is available."""
-        return not request.route.made and self.tiers.shared.available
-
     def _claim(self, request: CacheRequest) -> Claim | None:
         """The lease for the fetch that follows if the shared tier has no response, unless that will need none."""
         if request.facts.head or request.facts.only_if_cached or self._fetching.may_send_range(request):
@@ -441,8 +437,7 @@ class Engine:
         return None if self._fetching.is_uncacheable(key) else self._flying.claim(key)
 
     async def _newer(self, request: CacheRequest, known: Found, claim: Claim | None = None) -> Found:
-        if not self._is_shared(request):
-            return known
+        """The newer of the known response and that of the shared tier, which the request shares."""
         began = time.perf_counter()
         try:
             return await self.tiers.newer(request.wanted, known, claim)
