@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import cached_property
 from urllib.parse import unquote_plus
 
 import msgspec
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from gateway.aggregates.aggregate import Aggregate
 from gateway.aggregates.splice_plan import joinable
 from gateway.cache.engine import Engine
-from gateway.cache.request import CacheRequest, Route
+from gateway.cache.request import CacheRequest
 from gateway.cache.respond import Answer, problem
 from gateway.config.part_graph import near
 from gateway.config.part_values import Values
@@ -212,24 +211,15 @@ def whole_bytes(answer: Answer, *, head: bool) -> Answer:
     return Answer(answer.status, answer.headers, b"" if head else answer.body.content)
 
 
-@dataclass(frozen=True)
 class DirectAggregate:
-    """A route of the configuration with parts, in the form of `edge.passthrough.Direct`."""
+    """A route of the configuration with parts, in the form of `edge.direct_routes.Direct`."""
 
-    handlers: AggregateHandlers
-    aggregate: Aggregate
+    __slots__ = ("aggregate", "engine_route", "handlers", "reads", "slashes")
 
-    @property
-    def slashes(self) -> Slashes:
-        return self.aggregate.config.encoded_slashes
-
-    @cached_property
-    def reads(self) -> bool:
-        return self.aggregate.admission is None and not self.aggregate.counts_hits
-
-    @property
-    def engine_route(self) -> Route:
-        return self.aggregate.route
+    def __init__(self, handlers: AggregateHandlers, aggregate: Aggregate) -> None:
+        self.handlers, self.aggregate, self.engine_route = handlers, aggregate, aggregate.route
+        self.slashes: Slashes = aggregate.config.encoded_slashes
+        self.reads = aggregate.admission is None and not aggregate.counts_hits
 
     def ask(
         self,
