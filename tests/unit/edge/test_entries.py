@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import httpx
 
+from gateway.cache.request import Route
+from gateway.edge.entries import HeaderBlock
 from gateway.edge.header_block import REMEMBERED
 from gateway.edge.hits import LINE_BYTES
+from gateway.policy.keys import Keying
+from gateway.policy.rules import CachePolicy
 from gateway.testing import StubUpstream
 from tests.support.edge_lines import GET, Counted, Line, asked, plain
 from tests.support.gateways import gateway
@@ -77,3 +81,12 @@ async def test_what_is_known_of_lines_that_come_once_is_bounded_and_forgets_the_
     edge.forget()
     assert not edge._expected
     assert not edge._expected_before
+
+
+def test_a_block_has_no_plan_for_a_route_that_keys_the_request_id_which_is_not_in_it() -> None:
+    block = HeaderBlock([(b"host", b"a"), (b"accept", b"a/b")])
+    types, ids = (Route(name, CachePolicy(ttl=60.0), Keying((name,))) for name in ("accept", "x-request-id"))
+    found = block.planned[types, "GET"]
+    assert found is not None
+    assert found[0].plan("up", "/").base == "up\n/\naccept:a/b"
+    assert block.planned[ids, "GET"] is None
