@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import hmac
 import re
+from functools import lru_cache
+from typing import Annotated
 
 import msgspec
-from msgspec import structs
+from msgspec import Meta, structs
 from xxhash import xxh3_64_digest
 
 from gateway.http.headers import HOP_BY_HOP, WITHOUT_CONTENT
@@ -36,6 +38,15 @@ NEVER_STORED_STATUS = frozenset((206, 304, 429))  # 429: RFC 6585 §4
 MOST_FIELDS = 10_000
 """Fields of a stored response; upstreams' are bounded to fewer."""
 _YEAR_10000 = 253_402_300_800.0  # HTTP dates have four digits for the year (RFC 9110 §5.6.7)
+_LONGEST_KNOWN = 512
+"""Bytes of the names of a response's fields up to which it is remembered whether they may be stored."""
+
+# The bounds of a record's numbers and texts. Decoding checks them; what is written has them by its making.
+Seconds = Annotated[float, Meta(ge=0, lt=_YEAR_10000)]
+Status = Annotated[int, Meta(ge=200, le=599)]
+Fields = Annotated[tuple[tuple[bytes, bytes], ...], Meta(max_length=MOST_FIELDS)]
+Stamp = Annotated[str, Meta(max_length=LONGEST_STAMP)]
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 
 class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -46,10 +57,10 @@ class Life(msgspec.Struct, frozen=True, array_like=True, gc=False):
     without validation; `shared` allows reuse for a request with Authorization (§3.5).
     """
 
-    lifetime: float | None = None
-    heuristic: float = 0.0
-    stale_while_revalidate: float | None = None
-    stale_if_error: float | None = None
+    lifetime: Seconds | None = None
+    heuristic: Seconds = 0.0
+    stale_while_revalidate: Seconds | None = None
+    stale_if_error: Seconds | None = None
     strict: bool = False
     no_cache: bool = False
     shared: bool = False
@@ -69,24 +80,24 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True
 
     key: str
     primary: str
-    born: float
-    started: float
-    initial_age: float
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
+    born: Seconds
+    started: Seconds
+    initial_age: Seconds
+    status: Status
+    headers: Fields
     body: bytes
     life: Life
-    jitter: float = 0.0
+    jitter: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     tags: tuple[str, ...] = ()
     vary: tuple[str, ...] = ()
     route: str = ""
-    stamp: str = ""
+    stamp: Stamp = ""
     softened: float | None = None
     """When a soft purge made it stale; set by the reader, never stored."""
     distrusted: bool = False
     """Whether a purge of it could have been missed; set by the reader, never stored."""
 
-    names: tuple[str, ...] = ()
+    names: tuple[Name, ...] = ()
     """Names besides its own by whose purges it is judged: those of the parts it was joined from."""
 
 
@@ -166,23 +177,15 @@ def decode_stored(data: bytes, key: str, secret: bytes = b"") -> Entry | None:
 
 
 def may_be_shared(stored: Entry) -> bool:
-    """Whether a response may stand in the shared tier: the one check for what is written there and what is read."""
+    """Whether a response may stand in the shared tier, as far as the types of its fields do not say it: the one check
+    for what is written there and what is read."""
     return (
-        200 <= stored.status <= 599
-        and stored.status not in NEVER_STORED_STATUS
+        stored.status not in NEVER_STORED_STATUS
         and not (stored.body and stored.status in WITHOUT_CONTENT)  # a client would take it for the next response
-        and 0 <= stored.born < _YEAR_10000
-        and 0 <= stored.started < _YEAR_10000
-        and 0 <= stored.initial_age < _YEAR_10000
-        and 0 <= stored.jitter < 1
-        and _finite(stored.life)
         and stored.softened is None
         and not stored.distrusted
-        and len(stored.headers) <= MOST_FIELDS
         and (not stored.headers or _may_be_stored(*zip(*stored.headers, strict=True)))
         and (not stored.vary or are_names(stored.vary))
-        and len(stored.stamp) <= LONGEST_STAMP
-        and (not stored.names or max(map(len, stored.names)) <= LONGEST_NAME)
         and sum(map(len, (stored.key, stored.primary, stored.route, *stored.tags))) <= MOST_HEAD
     )
 
@@ -190,20 +193,21 @@ def may_be_shared(stored: Entry) -> bool:
 def _may_be_stored(names: tuple[bytes, ...], values: tuple[bytes, ...]) -> bool:
     """Whether fields with these names and values may be stored; looked at together, as every fetch needs it."""
     joined, value = b"\n".join(names), b"".join(values)
+    may_be_stored = _known_names if len(joined) <= _LONGEST_KNOWN else _are_field_names
     return (
-        joined.count(b"\n") == len(names) - 1
-        and bool(_NAMES.fullmatch(joined))
-        and _NEVER_STORED.isdisjoint(names)
+        may_be_stored(joined, len(names))
         and not BAD_IN_VALUE.search(value)
         and len(joined) + len(value) < MOST_HEAD + len(names)
     )
 
 
-def _finite(life: Life) -> bool:
-    for number in (life.lifetime, life.heuristic, life.stale_while_revalidate, life.stale_if_error):
-        if number is not None and not 0 <= number < _YEAR_10000:
-            return False
-    return True
+def _are_field_names(joined: bytes, number: int) -> bool:
+    """Whether so many fields, whose names are given with line feeds between them, may be stored."""
+    names = joined.split(b"\n")
+    return len(names) == number and bool(_NAMES.fullmatch(joined)) and _NEVER_STORED.isdisjoint(names)
+
+
+_known_names = lru_cache(maxsize=256)(_are_field_names)
 
 
 def decode_index(data: bytes, primary: str, secret: bytes = b"") -> VaryIndex | None:
