@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from functools import partial
 from itertools import count
 from uuid import uuid4
 
@@ -84,19 +85,9 @@ class Lease(msgspec.Struct, frozen=True):
 NO_LEASE = Lease("", b"", Standing.AWAY)
 
 
-class Claim:
-    """The lease of `key`, to be taken with a read."""
-
-    __slots__ = ("_key", "_leases")
-
-    def __init__(self, leases: Leases, key: str) -> None:
-        self._leases = leases
-        self._key = key
-
-    def read(self, names: Sequence[str], known: Sequence[bytes]) -> Awaitable[list[bytes | None]]:
-        """The values of `names`, an index and then entries. The lease is taken if the tier has none of these entries,
-        or only those that are `known` by their first bytes (empty: none is); the flight that needs it finds it."""
-        return self._leases.read(self._key, names, known)
+Claim = Callable[[Sequence[str], Sequence[bytes]], Awaitable[list[bytes | None]]]
+"""Reads the values of names, an index and then entries, and takes the lease of a key if the tier has none of these
+entries, or only those that are known by their first bytes (empty: none is); the flight that needs it finds it."""
 
 
 class Leases:
@@ -153,10 +144,9 @@ class Leases:
         """Take the lease of `key` with the next read, unless that is happening already."""
         if not self._takes or key in self._claimed or key in self._unused:
             return None
-        return Claim(self, key)
+        return partial(self._read, key)
 
-    async def read(self, key: str, names: Sequence[str], known: Sequence[bytes]) -> list[bytes | None]:
-        """See `Claim.read`."""
+    async def _read(self, key: str, names: Sequence[str], known: Sequence[bytes]) -> list[bytes | None]:
         name, token, asked = shared_name("l", key), next(self._tokens), self._monotonic()
         self._claimed.add(key)
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -159,11 +160,11 @@ class TieredStore:
         local = self.memory.index(plan.primary)
         keys = _selected(local, wanted)
         names = [index_name(plan.primary), *map(entry_name, keys)]
-        until = asyncio.get_running_loop().time() + self._budget
+        until = time.monotonic() + self._budget
         if claim is None:
             data = await self._read(names, until)
         else:
-            data = await claim.read(names, [self._beginning(known, key) for key in keys])
+            data = await claim(names, [self._beginning(known, key) for key in keys])
         if not any(data):
             return None
         index = self.read_index(data[0], plan.primary, local)
@@ -176,8 +177,8 @@ class TieredStore:
         return max(usable, key=lambda stored: stored.born, default=None)
 
     async def _read(self, names: list[str], until: float) -> list[bytes | None]:
-        """The values of `names`; raises TimeoutError at `until`, on the event loop's clock."""
-        async with asyncio.timeout_at(until):
+        """The values of `names`; raises TimeoutError at `until` (seconds, monotonic)."""
+        async with asyncio.timeout(until - time.monotonic()):
             return await self.shared.read(names)
 
     def _beginning(self, known: Entry | None, key: str) -> bytes:
@@ -246,8 +247,9 @@ class TieredStore:
                 return None
             if state is PurgeState.SOFT:
                 stored = structs.replace(stored, softened=softened)
-        if self.purges.trusted_until != math.inf:
-            since = self.purges.distrusted_since(self._clock.now())
+        until = self.purges.trusted_until
+        if until != math.inf and (now := self._clock.now()) > until:
+            since = self.purges.distrusted_since(now)
             if since is not None and stored.started < since:
                 stored = structs.replace(stored, distrusted=True)
         return stored
@@ -339,6 +341,8 @@ class TieredStore:
 
 
 def _selected(index: VaryIndex | None, wanted: Selection) -> list[str]:
+    if index is None:
+        return [wanted.plan.base]
     keys = selected_keys(index, wanted.plan.base, wanted.suffixes)
     assert keys is not None  # a selection has all of its request's fields
     return keys

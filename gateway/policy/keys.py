@@ -338,7 +338,7 @@ def key_hash(key: str) -> int:
 def shared_name(kind: str, key: str) -> str:
     """A key's name in the shared tier. The names of all keys of a target have one hash tag, so that they are in one
     slot of a cluster, and one command may use them."""
-    return kind + _place_of(key)
+    return kind + (_known_place if len(key) <= LONGEST_PLACED else _place)(key)
 
 
 TAG_LENGTH = 16
@@ -347,14 +347,10 @@ LONGEST_PLACED = 512
 """Characters of a key whose digests are kept for the next names: a miss needs those of its index, entry and lease."""
 
 
-def _place_of(key: str) -> str:
-    return (_known_place if len(key) <= LONGEST_PLACED else _place)(key)
-
-
 def _place(key: str) -> str:
     """A name in the shared tier, behind its kind. All keys of a target begin with two lines: its origin, and itself."""
     end, own = key.find("\n", key.find("\n") + 1), digest(key)
-    tag = f":{{{own[:TAG_LENGTH]}}}" if end < 0 else _place_of(key[:end])[: TAG_LENGTH + 3]
+    tag = f":{{{own[:TAG_LENGTH]}}}" if end < 0 else shared_name("", key[:end])[: TAG_LENGTH + 3]
     return tag + own
 
 

@@ -123,9 +123,9 @@ class RedisPurges(RecordLog[Purge]):
 
     @property
     def trusted_until(self) -> float:
-        if self.unread:
-            return -math.inf
         if self._contact is None:
+            if self.unread:
+                return -math.inf
             self._contact = self._clock.now()
         return math.inf if self._blind is None else self._contact + self._blind
 

@@ -220,7 +220,7 @@ async def test_a_lease_that_was_read_is_the_flights_and_renewed_as_any(redis_sto
     leases = Leases(redis_store)
     claim = leases.claim("key")
     assert claim is not None
-    assert await claim.read(["i:1", "e:1"], [b""]) == [None, None]
+    assert await claim(["i:1", "e:1"], [b""]) == [None, None]
     assert leases.claim("key") is None  # it is here already
     before = redis_store.statistics.batches
     taken = await leases.take("key", 60.0)
@@ -237,7 +237,7 @@ async def test_a_lease_that_was_read_and_is_not_used_is_given_back_at_once_or_so
     for given_back in (lambda: leases.unclaim("key"), lambda: None):
         claim = leases.claim("key")
         assert claim is not None
-        await claim.read(["i:1", "e:1"], [b""])
+        await claim(["i:1", "e:1"], [b""])
         (name,) = await redis_store._client.keys(redis_store._prefix + "l:*")
         given_back()
         began = time.monotonic()
@@ -252,7 +252,7 @@ async def test_the_mark_that_an_unused_lease_replaced_is_left_in_its_place(redis
     await leases.give_back(await leases.take("key", 60.0), STORED, STORED_LIFE)
     claim = leases.claim("key")
     assert claim is not None
-    await claim.read(["i:1", "e:1"], [b""])
+    await claim(["i:1", "e:1"], [b""])
     leases.unclaim("key")
     await leases._ending.settle()
     assert (await leases.take("key", 60.0)).stored
@@ -266,7 +266,7 @@ async def test_a_lease_whose_read_came_back_late_is_not_used_as_it_may_be_anothe
     late, other = Leases(redis_store, monotonic=lambda: moment[0]), Leases(redis_store)
     claim = late.claim("key")
     assert claim is not None
-    await claim.read(["i:1", "e:1"], [b""])
+    await claim(["i:1", "e:1"], [b""])
     (name,) = await redis_store._client.keys(redis_store._prefix + "l:*")
     await redis_store._client.delete(name)  # its time is over
     taken = await other.take("key", 60.0)
@@ -319,7 +319,7 @@ async def test_a_flight_that_found_its_own_process_to_hold_the_lease_gets_it(red
     leases, others = Leases(redis_store), Leases(redis_store)
     claim = leases.claim("key")
     assert claim is not None
-    await claim.read(["i:1", "e:1"], [b""])
+    await claim(["i:1", "e:1"], [b""])
     flight = await others.take("key", 60.0)  # as one here finds it that began before that read came back
     assert flight.standing is Standing.BUSY
     assert await others.look(flight) is Standing.BUSY
