@@ -185,10 +185,11 @@ GUARDS = (
     # What Redis says: by the pipe, in records, in leases, in the streams.
     Mutant(
         "cache.redis.reader",
-        "elif not isinstance(replies[number], hiredis.ReplyError):",
-        "elif False:",
+        "if not isinstance(mark, hiredis.ReplyError):",
+        "if False:",
         "unit/cache/redis/test_reader",
     ),
+    Mutant("cache.redis.reader", "if refusals and any_refusal(own):", "if refusals:", "unit/cache/redis/test_reader"),
     Mutant("cache.redis.reader", "if left <= 0 and self._overdue:", "if False:", "unit/cache/redis/test_reader"),
     Mutant("cache.redis.reader", "if left <= 0 and self._overdue:", "if left <= 0:", "unit/cache/redis/test_reader"),
     Mutant(

@@ -67,9 +67,9 @@ class SharedStore(Protocol):
         stored its response, else the current value; None if the tier did not respond: a lease that it granted
         nevertheless is released."""
 
-    async def read_and_take(
+    def read_and_take(
         self, names: Sequence[str], known: Sequence[bytes], name: str, token: bytes, life: float
-    ) -> tuple[list[bytes | None], bytes | None]:
+    ) -> Awaitable[tuple[list[bytes | None], bytes | None]]:
         """`read` and `take` in one round trip: the values of `names`, and the reply of `take`. The lease is only taken
         if none of the names behind the first has a value, but one that begins as `known` says, where that is not empty;
         otherwise the reply is empty."""

@@ -191,7 +191,7 @@ def pipe(data: bytes) -> None:
 
 async def _pipe(data: bytes) -> None:
     told: list[tuple[int, Reply]] = []
-    reads, transport = Pipe(60.0, lambda waiting: None), Unheard()
+    reads, transport = Pipe(60.0, lambda *_: None, lambda turns: None), Unheard()
     reads._connection, reads._transport = type("Connection", (), {})(), transport
     for number in (1, 2, 3):
         reads.read(["key"] * number, 10, lambda reply, number=number: told.append((number, reply)))

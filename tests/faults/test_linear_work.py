@@ -10,7 +10,7 @@ from collections.abc import Callable
 import hiredis
 import pytest
 
-from gateway.cache.redis.reader import Pipe, _Asked
+from gateway.cache.redis.reader import Pipe, _Turn
 from gateway.http.headers import CacheControl, cookie_pairs, split_list
 from gateway.http.json_text import json_text
 from gateway.http.request_parser import ChunkedBody, LengthBody, Limits
@@ -81,9 +81,11 @@ def replies(data: bytes) -> None:
     """What Redis says, by the reader of the gateway's own connection."""
 
     async def read() -> None:
-        pipe = Pipe(10.0, lambda waiting: None)
+        pipe = Pipe(10.0, lambda *_: None, lambda turns: None)
         told: list[object] = []
-        pipe._waiting.append(_Asked(data.count(b"\r\n") // 2 - 1, b"1", told.append))
+        number = data.count(b"\r\n") // 2 - 1
+        pipe._waiting.append((number, told.append))
+        pipe._sent.append(_Turn(number, b"1", 0.0))
         for piece in pieces(data):
             pipe.data_received(piece)
         assert len(told) == 1

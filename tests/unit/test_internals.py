@@ -113,7 +113,7 @@ async def test_reads_go_by_redis_pys_client_on_another_redis_py(
         return made
 
     monkeypatch.setattr(client.connection_pool, "make_connection", of_another_version)
-    keeper = Keeper(client, 5.0, lambda: None)
+    keeper = Keeper(client, 5.0, lambda *_: None, lambda turns: None)
     with caplog.at_level(logging.WARNING, "gateway"):
         assert keeper.pipe is None
         assert keeper._connecting is not None

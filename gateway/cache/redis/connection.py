@@ -61,10 +61,10 @@ def reading(names: Sequence[str], largest: int) -> bytes:
     return b"".join([b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b\r\n%b" % (len(name), name, tail) for name in raw])
 
 
-def marked(commands: bytes, mark: bytes) -> bytes:
-    """`commands`, and one whose reply is `mark`: replies belong to commands only by their order, and so it shows where
-    one is missing or too many."""
-    return b"%b*2\r\n$4\r\nPING\r\n$%d\r\n%b\r\n" % (commands, len(mark), mark)
+def marking(mark: bytes) -> bytes:
+    """The command whose reply is `mark`: replies belong to commands only by their order, and so it shows where one of
+    those before it is missing or too many."""
+    return b"*2\r\n$4\r\nPING\r\n$%d\r\n%b\r\n" % (len(mark), mark)
 
 
 def values_of(replies: object, number: int) -> Reply:

@@ -62,14 +62,13 @@ return 1
 
 
 class RedisLeases:
-    """`run` executes commands in order and returns the last one's reply within the budget, or None; `spawn` starts
-    background work."""
+    """`run` executes a command and returns its reply within the budget, or None; `spawn` starts background work."""
 
     def __init__(
         self,
         client: Any,
         prefix: str,
-        run: Callable[..., Awaitable[Any]],
+        run: Callable[[Command], Awaitable[Any]],
         spawn: Callable[[Any], None],
     ) -> None:
         self._client = client

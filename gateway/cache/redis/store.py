@@ -15,7 +15,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import hiredis
 from redis.exceptions import MaxConnectionsError, RedisError
 
 from gateway.cache.background import Background, end
@@ -25,7 +24,6 @@ from gateway.cache.redis.connection import (
     Command,
     Deadline,
     Reply,
-    any_refusal,
     by_client,
     connect,
     is_cluster,
@@ -48,7 +46,6 @@ from gateway.config.types import shown_url
 from gateway.observability.log import at_most_every
 
 logger = logging.getLogger("gateway")
-_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # of several types
 FAILURES_BEFORE_REST = 3
 START_SECONDS = 0.1
 TURN_SECONDS = 1.0
@@ -90,11 +87,13 @@ class RedisStore:
         self._client = client if client is not None else connect(url, max(budget, 1.0))
         self._leases = RedisLeases(self._client, prefix, self._run, self._spawn)
         self._turns = asyncio.Semaphore(LEASES_AT_ONCE)
+        self.available = True
         self._failures = 0
+        """In a row."""
         self._failed_at = float("-inf")
         self._probe: asyncio.Task[None] | None = None
         self._reads = Reads(self._ask)
-        self._keeper = Keeper(self._client, budget, self._failed)
+        self._keeper = Keeper(self._client, budget, self._answered, self._lost)
         self._writes = Writes(self._write_batch, self._spawn)
         self._background = Background()
         self._closed = False
@@ -106,9 +105,9 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {'available' if self.available else 'left alone'} failures={self.statistics.failures}>"
 
-    @property
-    def available(self) -> bool:
-        return self._failures < FAILURES_BEFORE_REST and not self._closed
+    def _count(self, failures: int) -> None:
+        self._failures = failures
+        self.available = failures < FAILURES_BEFORE_REST and not self._closed
 
     @property
     def doubtful(self) -> bool:
@@ -147,17 +146,18 @@ class RedisStore:
     def leave_alone(self, reason: Reason) -> None:
         """Do not use Redis until `start`."""
         self.state.reason = reason
-        self._failures = FAILURES_BEFORE_REST
+        self._count(FAILURES_BEFORE_REST)
 
     async def start(self) -> None:
         """Look for Redis, and wait for it for START_SECONDS at most. It is not used before it responds."""
-        self._closed, self._failures = False, FAILURES_BEFORE_REST
+        self._closed = False
+        self._count(FAILURES_BEFORE_REST)
         self._probe = asyncio.ensure_future(self._make_contact())
         await asyncio.wait((self._probe,), timeout=START_SECONDS)
 
     async def _make_contact(self) -> None:
         if await self._ping():
-            self._failures = 0
+            self._count(0)
             self.state.here()
             return await complain_about_policy(self._client)
         self.state.away(self._reason)
@@ -189,7 +189,7 @@ class RedisStore:
         pipe = self._pipe_for(size)
         if pipe is None:
             return await self._writes.add(values, size)
-        done = await self._sent(pipe, list(map(self._set, values))) is not None
+        done = await pipe.replies(list(map(self._set, values))) is not None
         self.statistics.dropped += 0 if done else len(values)
         return done
 
@@ -216,29 +216,57 @@ class RedisStore:
             return None  # a request whose read just failed does not wait a second time
         return await self._leases.take(name, token, life)
 
-    async def read_and_take(
+    def read_and_take(
         self, names: Sequence[str], known: Sequence[bytes], name: str, token: bytes, life: float
-    ) -> tuple[list[bytes | None], bytes | None]:
-        if not self.available or self._failures:
-            return await self.read(names), None
+    ) -> Awaitable[tuple[list[bytes | None], bytes | None]]:
         keys = [self._prefix + each for each in names]
-        commands = (*map(self._getrange, keys), self._leases.taking(name, token, life, keys[1:], known))
+        taking = self._leases.taking(name, token, life, keys[1:], known)
+        pipe = self._pipe
+        if pipe is None or self._failures:
+            return self._read_and_take_by_client(names, keys, taking, name, token)
         self.statistics.reads += len(names)
-        reply = values = None
-        try:
-            pipe = self._pipe
-            replies = await (self._in_budget(commands) if pipe is None else self._sent(pipe, commands))
-            if replies is not None:
-                reply = replies.pop()
-                values = values_of(replies, len(keys))
-        finally:
-            if not isinstance(reply, bytes):
+        found: asyncio.Future[tuple[list[bytes | None], bytes | None]] = pipe.loop.create_future()
+
+        def replied(replies: list[Any] | None) -> None:
+            values, reply = self._found(keys, name, token, replies)
+            if not found.done():
+                found.set_result((values, reply))
+            elif reply is not None:
                 self._leases.give_up(name, token)
+
+        pipe.execute((*map(self._getrange, keys), taking), replied)
+        return found
+
+    async def _read_and_take_by_client(
+        self, names: Sequence[str], keys: list[str], taking: Command, name: str, token: bytes
+    ) -> tuple[list[bytes | None], bytes | None]:
+        if self._failures or not self.available:
+            return await self.read(names), None
+        self.statistics.reads += len(names)
+        replies = None
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._budget):  # with the wait for its turn
+                    replies = await self._in_turn((*map(self._getrange, keys), taking))
+        except asyncio.CancelledError:
+            self._leases.give_up(name, token)
+            raise
+        return self._found(keys, name, token, replies)
+
+    def _found(
+        self, keys: list[str], name: str, token: bytes, replies: list[Any] | None
+    ) -> tuple[list[bytes | None], bytes | None]:
+        """The values of `keys`, and the reply to the command that takes a lease, which was sent behind them."""
+        reply = None if replies is None else replies.pop()
+        values = values_of(replies, len(keys))
+        if values is None or not isinstance(reply, bytes):
+            self._leases.give_up(name, token)  # it may have been granted
+            reply = None
         if values is None:
-            return [None] * len(names), None
+            return [None] * len(keys), None
         if any(values):
             self._leave_out_what_is_too_large(keys, values)
-        return values, reply if isinstance(reply, bytes) else None
+        return values, reply
 
     async def peek(self, name: str) -> tuple[bool, bytes | None]:
         if not self.available:
@@ -263,7 +291,7 @@ class RedisStore:
         pipe = self._pipe_for(size)
         if pipe is None or not self.available or size > self.largest:
             return self._give_back_in_turn(name, token, mark, life, after)
-        given_back: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        given_back: asyncio.Future[None] = pipe.loop.create_future()
 
         def replied(replies: list[Any] | None) -> None:
             if replies is None:
@@ -273,7 +301,7 @@ class RedisStore:
                 given_back.set_result(None)
 
         self.statistics.writes += len(after)
-        self._send(pipe, (*map(self._set, after), self._leases.ending(name, token, mark, life)), replied)
+        pipe.execute((*map(self._set, after), self._leases.ending(name, token, mark, life)), replied)
         return given_back
 
     async def _give_back_in_turn(
@@ -289,7 +317,7 @@ class RedisStore:
         """Let commands in flight finish (the budget bounds them), then close the connections. None is opened again
         before `start`."""
         await self._background.drain(4 * self._budget)
-        self._closed = True
+        self._closed, self.available = True, False
         await self._background.cancel()
         self._writes.drop()
         await end(self._probe)
@@ -311,28 +339,19 @@ class RedisStore:
         elif pipe is None:
             self._spawn(self._ask_client(keys, then))
         else:
-            self.statistics.batches += 1
-            pipe.read(keys, self.largest, partial(self._piped, pipe, keys, then, time.perf_counter()))
+            pipe.read(keys, self.largest, partial(self._told, keys, then))
 
-    def _piped(self, pipe: Pipe, keys: list[str], then: Callable[[Reply], None], began: float, reply: Reply) -> None:
-        self.statistics.seconds += time.perf_counter() - began
+    def _told(self, keys: list[str], then: Callable[[Reply], None], reply: Reply) -> None:
         if reply is not None:
             self._leave_out_what_is_too_large(keys, reply)
-            self._succeeded()
-        else:
-            self.statistics.failures += 1
-            if pipe.open:  # its end is one failure, however many waited on it
-                self._failed()
         then(reply)
 
     async def _ask_client(self, keys: list[str], then: Callable[[Reply], None]) -> None:
         values: Reply = None
         try:
             values = await self._guarded(values_by_client(self._client, list(map(self._getrange, keys))))
-            if values is not None:
-                self._leave_out_what_is_too_large(keys, values)
         finally:
-            then(values)
+            self._told(keys, then, values)
 
     def _getrange(self, key: str) -> Command:
         return ("GETRANGE", key, 0, self.largest)
@@ -384,50 +403,33 @@ class RedisStore:
         self._succeeded()
         return reply
 
-    async def _run(self, *commands: Command) -> Any:
-        """The last reply to commands in one round trip, which are executed in this order; None as of `_sent`."""
+    async def _run(self, command: Command) -> Any:
+        """The reply to a command; None as of `Pipe.replies`."""
         pipe = self._pipe
-        replies = await (self._in_turn(commands) if pipe is None else self._sent(pipe, commands))
-        return None if replies is None else replies[-1]
+        replies = await (self._in_turn((command,)) if pipe is None else pipe.replies((command,)))
+        return None if replies is None else replies[0]
 
-    def _sent(self, pipe: Pipe, commands: Sequence[Command]) -> asyncio.Future[list[Any] | None]:
-        """The replies to commands in one round trip on the connection of the reads; None if they took longer than the
-        budget, or one is a `refusal`, which counts as a failure."""
-        replied: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
-        self._send(pipe, commands, lambda replies: None if replied.done() else replied.set_result(replies))
-        return replied
-
-    async def _in_budget(self, commands: Sequence[Command]) -> list[Any] | None:
-        """As `_in_turn`, with the wait for the turn within the budget, too."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._budget):
-                return await self._in_turn(commands)
-        return None
-
-    def _send(self, pipe: Pipe, commands: Sequence[Command], then: Callable[[list[Any] | None], None]) -> None:
-        """Send commands on the connection of the reads; `then` gets what `_sent` returns."""
-        self.statistics.batches += 1
-        ran = partial(self._ran, pipe, then, time.perf_counter())
-        pipe.run(b"".join(map(_pack, commands)), len(commands), ran)
-
-    def _ran(
-        self, pipe: Pipe, then: Callable[[list[Any] | None], None], began: float, replies: list[object] | None
-    ) -> None:
-        self.statistics.seconds += time.perf_counter() - began
-        if replies is None or any_refusal(replies):
-            self.statistics.failures += 1
-            # Its end is one failure, however many waited on it; so are commands that fail together.
-            if pipe.open and began >= self._failed_at:
-                self._failed()
-            replies = None
-        else:
+    def _answered(self, began: float, took: float, served: bool, refused: bool) -> None:
+        statistics = self.statistics
+        statistics.batches += 1
+        statistics.seconds += took
+        if refused:
+            statistics.failures += 1
+        if served:
             self._succeeded()
-        then(replies)
+        elif began >= self._failed_at:  # what fails together is one failure
+            self._failed()
+
+    def _lost(self, turns: int) -> None:
+        """The end of the connection of the reads is one failure, however many waited on it."""
+        self.statistics.batches += turns
+        self.statistics.failures += turns
+        self._failed()
 
     async def _in_turn(self, commands: Sequence[Command]) -> list[Any] | None:
-        """What `_sent` returns, by redis-py's client. Only a limited number are in flight: a thousand misses at once
-        would need a connection each, and fail without one, which would count as a failure of Redis. None also if their
-        turn did not come in time, which is not a failure of Redis."""
+        """As `Pipe.replies`, by redis-py's client. Only a limited number are in flight: a thousand misses at once would
+        need a connection each, and fail without one, which would count as a failure of Redis. None also if their turn
+        did not come in time, which is not a failure of Redis."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
@@ -442,13 +444,14 @@ class RedisStore:
             self._turns.release()
 
     def _failed(self) -> None:
-        self._failures += 1
+        self._count(self._failures + 1)
         self._failed_at = time.perf_counter()
         if not self.available and not self._closed and (self._probe is None or self._probe.done()):
             self._probe = asyncio.get_running_loop().create_task(self._probe_until_back())
 
     def _succeeded(self) -> None:
-        self._failures = 0
+        if self._failures:
+            self._count(0)
         if self._clock is not None and time.monotonic() - self._synchronised_at > SYNCHRONISE_EVERY:
             self._synchronised_at = time.monotonic()
             self._spawn(self._ping())
@@ -462,7 +465,7 @@ class RedisStore:
                 await asyncio.sleep(PROBE_EVERY)
             if answered:
                 self.state.slow(self._budget)
-            self._failures = 0
+            self._count(0)
             self.state.here()
             # Meanwhile it may have failed again, with this probe under way and so no other begun.
             await complain_about_policy(self._client)

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import fakeredis
 import pytest
+from msgspec import structs
 
 from gateway.cache.redis.connection import Reply, connect
 from gateway.cache.redis.reader import INTERNALS, MAX_BATCH, Pipe, Reads
@@ -26,6 +27,7 @@ class Peer:
     def __init__(self) -> None:
         self.accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
         self.got = asyncio.Event()
+        self.turns: list[tuple[float, float, bool, bool]] = []
         self.ended: list[int] = []
         self._serving: list[asyncio.Task[object]] = []
 
@@ -41,7 +43,7 @@ class Peer:
     async def start(self, budget: float) -> Pipe:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*self.server.sockets[0].getsockname())
-        pipe = Pipe(budget, self.ended.append)
+        pipe = Pipe(budget, lambda *turn: self.turns.append(turn), self.ended.append)
         assert pipe.take_over(SimpleNamespace(_reader=reader, _writer=writer))
         self.writer = await self.accepted
         self.pipe = pipe
@@ -71,6 +73,10 @@ def asked(pipe: Pipe, *names: str) -> asyncio.Future[Reply]:
     return future
 
 
+def overdue(pipe: Pipe) -> None:
+    pipe._sent[0] = structs.replace(pipe._sent[0], since=pipe._sent[0].since - 60.0)
+
+
 def value(text: str) -> bytes:
     return f"${len(text)}\r\n{text}\r\n".encode()
 
@@ -92,6 +98,65 @@ async def test_a_late_reply_ends_the_connection_and_all_that_wait_on_it_as_one_f
     assert not pipe.open
     assert peer.ended == [2]
     assert await asked(pipe, "c") is None
+
+
+async def test_what_is_asked_for_in_one_turn_is_one_write_whose_replies_are_passed_on_together(peer: Peer) -> None:
+    pipe = await peer.start(20.0)
+    told: list[object] = []
+    for number in (1, 2):
+        pipe.run(b"*1\r\n$4\r\nTIME\r\n" * number, number, told.append)
+    assert pipe.unsent == 3 * len(b"*1\r\n$4\r\nTIME\r\n")
+    await peer.got.wait()
+    peer.say(value("A") + value("B") + value("C"))
+    await asyncio.sleep(0.01)
+    assert told == []
+    peer.say(value("1"))
+    while len(peer.turns) < 1:
+        await asyncio.sleep(0)
+    assert told == [[b"A"], [b"B", b"C"]]
+    assert [turn[2:] for turn in peer.turns] == [(True, False)]
+
+
+async def test_no_commands_have_no_replies_whatever_the_others_of_their_turn_get(peer: Peer) -> None:
+    pipe = await peer.start(20.0)
+    told: list[object] = []
+    pipe.read([], 100, told.append)
+    assert told == []
+    pipe.run(b"", 0, told.append)
+    await asyncio.sleep(0.01)
+    assert told == [[], []]
+
+
+async def test_a_refusal_is_none_for_those_alone_who_asked_for_it(peer: Peer) -> None:
+    pipe = await peer.start(20.0)
+    told: list[object] = []
+    for _ in range(3):
+        pipe.run(b"*1\r\n$4\r\nTIME\r\n", 1, told.append)
+    await peer.got.wait()
+    peer.say(value("A") + b"-OOM full\r\n" + value("C") + value("1"))
+    while len(peer.turns) < 1:
+        await asyncio.sleep(0)
+    assert told == [[b"A"], None, [b"C"]]
+    assert [turn[2:] for turn in peer.turns] == [(True, True)]
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["it is closed", "a callback fails"])
+async def test_who_waits_behind_a_callback_that_ends_the_connection_gets_none(peer: Peer, *, ends: bool) -> None:
+    pipe = await peer.start(20.0)
+    told: list[object] = []
+
+    def failing(_: object) -> None:
+        pipe.close() if ends else pipe.connection_lost(1 / 0)  # type: ignore[arg-type]
+
+    for then in (failing, told.append):
+        pipe.run(b"*1\r\n$4\r\nTIME\r\n", 1, then)
+    await peer.got.wait()
+    pipe.run(b"*1\r\n$4\r\nTIME\r\n", 1, told.append)
+    peer.say(value("A") + value("B") + value("1"))
+    while len(told) < 2:
+        await asyncio.sleep(0)
+    assert told == [None, None]
+    assert not pipe.open
 
 
 LOADING = b"-LOADING it loads\r\n"
@@ -120,13 +185,13 @@ async def test_replies_that_were_shifted_end_the_connection(peer: Peer, said: by
 async def test_a_reply_that_came_while_the_loop_stood_still_is_read_before_it_counts_as_late(peer: Peer) -> None:
     pipe = await peer.start(20.0)
     reading = asked(pipe, "a")
-    pipe._waiting[0].since -= 60.0
+    overdue(pipe)
     pipe._look_at_the_time()
     assert pipe.open
     pipe.data_received(value("A") + value("1"))
     assert await reading == [b"A"]
     asked(pipe, "b")
-    pipe._waiting[0].since -= 60.0
+    overdue(pipe)
     pipe._look_at_the_time()
     pipe._look_at_the_time()
     assert not pipe.open
@@ -155,7 +220,7 @@ async def test_something_that_came_before_is_no_connection_to_take_over(peer: Pe
     await peer.start(20.0)
     reader, writer = await asyncio.open_connection(*peer.server.sockets[0].getsockname())
     reader.feed_data(b"+OK\r\n")
-    pipe = Pipe(1.0, peer.ended.append)
+    pipe = Pipe(1.0, lambda *_: None, peer.ended.append)
     assert not pipe.take_over(SimpleNamespace(_reader=reader, _writer=writer))
     assert not pipe.take_over(SimpleNamespace())
     writer.close()
