@@ -137,6 +137,18 @@ MUTANTS = (
         "unit/aggregates/test_part_source",
     ),
     Mutant(
+        "aggregates.runner",
+        "if request is None or not request.exchange.leading:",
+        "if True:",
+        "unit/aggregates/test_runner",
+    ),
+    Mutant(
+        "edge.head_template",
+        "close, (*spent,), states, deciding)",
+        "close, (*spent,), len(states), deciding)",
+        "unit/edge/test_head_template",
+    ),
+    Mutant(
         "aggregates.part_result",
         "return self.kind in _OF_ALL",
         "return True",
