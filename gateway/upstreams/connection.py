@@ -80,21 +80,25 @@ class PlainBody(httpx.AsyncByteStream):
                 return
             elif self._error is not None:
                 raise self._error
-            else:
-                await self._more()
+            elif not await self.comes(self.patience):
+                raise httpx.ReadTimeout("timed out reading the body")
 
     def wait_longer(self) -> None:
         self.patience = None
 
-    async def _more(self) -> None:
+    async def comes(self, seconds: float | None) -> bool:
+        """Whether a piece, the end or an error comes within so many seconds. Nothing is lost where none does."""
+        if self._pieces or self.ended or self._error is not None:
+            return True
         self._waiter = asyncio.get_running_loop().create_future()
         try:
-            with nullcontext() if self.patience is None else Deadline(self.patience):
+            with nullcontext() if seconds is None else Deadline(seconds):
                 await self._waiter
         except TimeoutError:
-            raise httpx.ReadTimeout("timed out reading the body") from None
+            return False
         finally:
             self._waiter = None
+        return True
 
     async def aclose(self) -> None:
         if not self.ended:
@@ -132,7 +136,7 @@ class PlainConnection(asyncio.Protocol):
         """Whether anything came since the last of them was sent."""
         self.origin = self.peer = ""
         self.idle_since = 0.0
-        self._draining = self._ended_on_purpose = False
+        self._draining = self._ended_on_purpose = self._keeps = self._quiet = False
         self._pool = pool
         self._max_head = max_head
         self._max_fields = max_fields
@@ -145,7 +149,6 @@ class PlainConnection(asyncio.Protocol):
         self._body: PlainBody | None = None
         self._left: int | None = None
         self._chunks: Chunks | None = None
-        self._keeps = self._quiet = False
         self._poll = select.poll()
 
     def __repr__(self) -> str:
@@ -172,8 +175,7 @@ class PlainConnection(asyncio.Protocol):
             raise httpx.ReadError("the connection is gone")
         self._interim, self._interims, self._patience = attempt.interim, 0, patience
         self._bodiless = head.startswith(b"HEAD ")
-        answer: Answer = self.loop.create_future()
-        self._answer = answer
+        answer = self._answer = self.loop.create_future()
         transport.write(head)
         return answer
 
@@ -248,8 +250,7 @@ class PlainConnection(asyncio.Protocol):
     def _take_head(self, data: bytes) -> None:
         at = start = 0
         if self._buffer:
-            start = max(0, len(self._buffer) - 2)
-            data = self._buffer + data
+            start, data = max(0, len(self._buffer) - 2), self._buffer + data
         else:
             data = data.lstrip(b"\r\n")  # some servers send an empty line behind a body
         while True:
@@ -435,7 +436,7 @@ class Pool:
 
     def _kept_in_turn(self, idle: list[PlainConnection], name: Name) -> PlainConnection | None:
         """One to the address whose turn it is. Where there is none, a new connection goes to that address."""
-        for connection in [each for each in reversed(idle) if each.peer == name.turn]:
+        while (connection := next((each for each in reversed(idle) if each.peer == name.turn), None)) is not None:
             idle.remove(connection)
             if connection.reusable:
                 name.advance()

@@ -146,9 +146,11 @@ class Body:
 
     async def _comes(self, seconds: float, until: float) -> bool:
         """Whether a piece or the end comes within so many seconds, and before `until`. If not, it is waited for on."""
+        left, stream = min(seconds, until - asyncio.get_running_loop().time()), self._response.stream
+        if isinstance(stream, PlainBody):
+            return await stream.comes(left)
         if self._ahead is None:
             self._ahead = asyncio.ensure_future(self._next())
-        left = min(seconds, until - asyncio.get_running_loop().time())
         done, _ = await asyncio.wait((self._ahead,), timeout=max(0.0, left))
         return bool(done)
 
