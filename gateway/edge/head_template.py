@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
+from itertools import count
 from operator import itemgetter
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -125,19 +126,21 @@ _SECONDS_TEXT = [b"%.6f" % (tick / 1_000_000) for tick in range(TICKS)]
 _MILLISECONDS_TEXT = [in_milliseconds(tick / 1_000_000).encode() for tick in range(TICKS)]
 
 
-_AGE = b"age"
-_MARKED_FIELDS = {name: (name, MARK) for name in (_AGE, b"content-length", b"date", b"etag", b"last-modified")}
-"""Fields whose values are copied to the client as they are, whatever they say."""
+_AGE, _DATE = b"age", b"date"
 _CONTROL = b"cache-control"
-_MARKED_LIFETIME = {**_MARKED_FIELDS, _CONTROL: (_CONTROL, MARK)}
+_COPIED = frozenset((_AGE, b"content-length", b"content-type", _DATE, b"etag", b"last-modified"))
+"""The most common of the fields whose values are copied to the client as they are, whatever they say."""
+_COPIED_LIFETIME = _COPIED | {_CONTROL}
 """The same, and a lifetime."""
-_PLACES = {name: place for place, name in enumerate(_MARKED_LIFETIME)}
-"""Where the value of a field stands among those that a template takes; durations and the diagnostic ones follow."""
+_DECISIVE = frozenset(
+    (b"connection", b"expires", b"set-cookie", b"surrogate-control", b"transfer-encoding", b"vary", b"x-accel-expires")
+)
+"""Fields whose values matter to what makes heads (`Cors`, `Downstream`), or that frame the content."""
 _LIFETIME = b"max-age="
 _LIFETIME_MARK = b"7291046385"
 """The placeholder for a lifetime in seconds, which has to be a number."""
-_SLOTS = [b"\0%c" % (ord("A") + slot) for slot in range(26)]
-_SLOT = re.compile(rb"\0([A-Z])")
+_SLOT = re.compile(rb"\0([0-9]+);")
+"""The placeholder for a value, by its place among those that a template takes."""
 _MOST_FORMS = 1024
 _MOST_OF_HITS = 128
 """Templates of one route's hits."""
@@ -145,6 +148,8 @@ _LONGEST_FORM = 4096
 """Bytes of a head, and of the request's `Origin` with which its template is kept, up to which it is kept."""
 
 Field = tuple[bytes, bytes]
+Deciding = tuple[Field | bytes, ...]
+"""Fields that decide about a head, and of others, whose values are copied, the names."""
 MakeHead = Callable[[Headers, Texts | None], bytes]
 """The head of a response with these fields of its own, and these texts in its diagnostic fields; None: those of now."""
 
@@ -157,19 +162,23 @@ class _Form:
     def __init__(self, downstream: Downstream, template: bytes, order: tuple[int, ...]) -> None:
         self.downstream, self.template, self.in_order = downstream, template, itemgetter(*order)
 
-    def filled(self, values: list[bytes | None]) -> bytes:
+    def filled(self, values: list[bytes]) -> bytes:
         head: bytes = self.template % self.in_order(values)
         return head
 
+    def gives(self, head: bytes, values: list[bytes]) -> bool:
+        """Whether it gives this head, in which no placeholder stands by chance."""
+        return self.filled(values) == head and _LIFETIME_MARK not in head
+
 
 class Heads:
-    """The heads of responses that are no hits of the edge. All but a few values (length, age, tag, times) are the same
-    for responses with the same deciding fields, so one template serves them.
+    """The heads of responses that are no hits of the edge. Most values in them are copied from the response, so one
+    template serves all responses with the same names and the same deciding fields.
 
-    It is made of marked values by the functions that make every head, when the deciding fields come for the second time
-    (an upstream may send a field with another value each time), and is kept only if it gives the bytes that they give
-    for the response by which it is made. A response that has a field name twice has none, nor has one without `Date`,
-    which is that of the moment then, or with `Set-Cookie`, which is one client's.
+    It is made of slots for values by the functions that make every head, when such a response comes for the second time
+    (a deciding field may have another value each time), and is kept only if it gives the bytes that they give for the
+    response by which it is made. A response that has a field name twice has none, nor has one without `Date`, which is
+    that of the moment then, or with `Set-Cookie`, which is one client's.
     """
 
     def __init__(self) -> None:
@@ -194,9 +203,9 @@ class Heads:
         stored = exchange.stored
         if exchange.rate_limit or len(named) < len(headers):
             return make(headers, None)
-        if b"date" not in named or b"set-cookie" in named:
+        if _DATE not in named or b"set-cookie" in named:
             return make(headers, None)
-        deciding, values = _parted(headers, named)
+        deciding, values = _parted(headers, named.get(_CONTROL, b""))
         spent, parts, downstream = exchange.spent, exchange.parts, exchange.downstream
         varied = None if stored is None else stored.vary
         states = tuple([(part.name, part.text) for part in parts]) if parts else ()
@@ -220,7 +229,7 @@ class Heads:
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
         head = make(headers, texts)
         form = _form(downstream, deciding, len(spent) + len(parts), make)
-        form = form if form is not None and form.filled(values) == head else None
+        form = form if form is not None and form.gives(head, values) else None
         _keep(self._forms, key, form, most=_MOST_FORMS)
         return head
 
@@ -230,19 +239,15 @@ _UNKNOWN, _ONCE = _Form(NOTHING, b"", (0,)), _Form(NOTHING, b"", (0,))
 _CACHE_FIRST = "cache".__ne__
 
 
-def _form(downstream: Downstream, deciding: Headers, timed: int, make: MakeHead) -> _Form | None:
-    """The template of heads with these deciding fields and as many durations; None if there can't be one."""
-    if len(_PLACES) + timed + 3 > len(_SLOTS):
-        return None
-    slots = iter(_SLOTS[len(_PLACES) :])
-    durations = [next(slots).decode() for _ in range(timed)]
-    request_id, seconds, total = (next(slots).decode() for _ in range(3))
+def _form(downstream: Downstream, deciding: Deciding, timed: int, make: MakeHead) -> _Form | None:
+    """The template of heads with these deciding fields and as many durations; None where `Date` is taken out, as that
+    of the moment is put in."""
+    places = count(len(deciding) + 1)
+    durations = [_slot(next(places)).decode() for _ in range(timed)]
+    request_id, seconds, total = (_slot(next(places)).decode() for _ in range(3))
     head = make(_marked(deciding), Texts(request_id, seconds, total, lambda _: durations.pop(0)))
-    template, order = _template(head)
-    marked = [_PLACES[name] for name, value in deciding if value == MARK]
-    if sorted(order) != sorted((*marked, *range(len(_PLACES), len(_PLACES) + timed + 3))):
-        return None
-    return _Form(downstream, template, order)
+    template, order = _template(head, len(deciding))
+    return _Form(downstream, template, order) if deciding.index(_DATE) in order else None
 
 
 class HitHeads:
@@ -261,14 +266,14 @@ class HitHeads:
         written directly. `told` gives the fields that are sent; besides, it depends on the request fields that select
         the response (`varied`) and on the request's `origin`."""
         named = dict(headers)
-        if len(named) < len(headers):
+        if len(named) < len(headers) or _AGE not in named:
             return _around_age(status, told(headers))
-        deciding, values = _parted(headers, named)
+        deciding, values = _parted(headers, named.get(_CONTROL, b""))
         key = (status, varied, origin, deciding)
         form = self._forms.get(key, _UNKNOWN)
-        if form is None or BAD_IN_VALUE.search(b"".join(filter(None, values))):
+        if form is None or BAD_IN_VALUE.search(b"".join(values)):
             return _around_age(status, told(headers))
-        values[_PLACES[_AGE]] = MARK
+        values[deciding.index(_AGE)] = MARK
         if form is not _UNKNOWN and form is not _ONCE:
             before, after = form.filled(values).split(MARK)
             return before, after
@@ -278,10 +283,9 @@ class HitHeads:
         if form is _UNKNOWN:
             _keep(self._forms, key, _ONCE, most=_MOST_OF_HITS)
             return made
-        template, order = _template(start_of(status, told(_marked(deciding))))
-        marked = [_PLACES[name] for name, value in deciding if value == MARK]
-        form = _Form(NOTHING, template, order) if len(order) > 1 and sorted(order) == sorted(marked) else None
-        form = form if form is not None and form.filled(values) == MARK.join(made) else None
+        template, order = _template(start_of(status, told(_marked(deciding))), len(deciding))
+        form = _Form(NOTHING, template, order) if len(order) > 1 else None
+        form = form if form is not None and form.gives(MARK.join(made), values) else None
         _keep(self._forms, key, form, most=_MOST_OF_HITS)
         return made
 
@@ -306,25 +310,36 @@ def _around_age(status: int, headers: Headers) -> tuple[bytes, bytes] | None:
     return before, after
 
 
-def _parted(headers: Headers, named: dict[bytes, bytes]) -> tuple[tuple[Field, ...], list[bytes | None]]:
-    """The fields that decide about a head, the others marked; and the values of those, in the order of `_PLACES`. No
-    name stands twice in `headers`, which `named` has by name."""
-    control = named.get(_CONTROL, b"")
+def _parted(headers: Headers, control: bytes) -> tuple[Deciding, list[bytes]]:
+    """The fields that decide about a head, of the others the names; and the values of all, and the lifetime in
+    Cache-Control (`control`), as a template takes them. No name stands twice in `headers`."""
     lifetime = control[8:] if control.startswith(_LIFETIME) else b""
-    marks = _MARKED_LIFETIME if lifetime.isdigit() else _MARKED_FIELDS
-    return tuple(map(marks.get, named, headers)), [*map(named.get, _MARKED_FIELDS), lifetime]
+    copied = _COPIED_LIFETIME if lifetime.isdigit() else _COPIED
+    deciding = tuple([name if (name := pair[0]) in copied or not _decides(name) else pair for pair in headers])
+    values = [value for _, value in headers]
+    values.append(lifetime)
+    return deciding, values
 
 
-def _marked(deciding: Iterable[Field]) -> list[Field]:
-    """Fields whose values are slots, where they are marked."""
+def _decides(name: bytes) -> bool:
+    """Whether the value of a field is of account for the head that is made."""
+    return name in _DECISIVE or name.endswith(_CONTROL) or name.startswith(b"access-control-")
+
+
+def _marked(deciding: Deciding) -> list[Field]:
+    """Fields whose values are slots, but for those that decide."""
     return [
-        (name, value if value != MARK else _LIFETIME + _LIFETIME_MARK if name == _CONTROL else _SLOTS[_PLACES[name]])
-        for name, value in deciding
+        each if isinstance(each, tuple) else (each, _LIFETIME + _LIFETIME_MARK if each == _CONTROL else _slot(place))
+        for place, each in enumerate(deciding)
     ]
 
 
-def _template(head: bytes) -> tuple[bytes, tuple[int, ...]]:
-    """A head with slots as a template, and the places of the values that it takes."""
-    constant, *more = _SLOT.split(head.replace(_LIFETIME_MARK, _SLOTS[_PLACES[_CONTROL]]))
+def _slot(place: int) -> bytes:
+    return b"\0%d;" % place
+
+
+def _template(head: bytes, lifetime: int) -> tuple[bytes, tuple[int, ...]]:
+    """A head with slots as a template, and the places of the values that it takes; `lifetime` is that of a lifetime."""
+    constant, *more = _SLOT.split(head.replace(_LIFETIME_MARK, _slot(lifetime)))
     pieces = [piece.replace(b"%", b"%%") for piece in (constant, *more[1::2])]
-    return b"%b".join(pieces), tuple(slot[0] - ord("A") for slot in more[::2])
+    return b"%b".join(pieces), tuple(map(int, more[::2]))

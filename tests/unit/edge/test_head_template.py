@@ -6,6 +6,8 @@ import re
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.edge.head_template import (
@@ -23,6 +25,7 @@ from gateway.edge.head_template import (
     template_of,
     with_last,
 )
+from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import Headers
 from gateway.observability.response_headers import Texts, complete, diagnostics, in_milliseconds
 from gateway.policy.downstream import NOTHING, Downstream
@@ -179,7 +182,7 @@ def joined(request_id: str, *states: str, spent: tuple[str, ...] = ("upstream",)
 
 def test_a_joined_response_has_a_template_for_each_states_of_its_parts() -> None:
     heads = Heads()
-    for states in (("miss", "hit"), ("hit", "miss"), ('skipped;missing="100%"', "miss"), ("miss",), ()):
+    for states in (("miss", "hit"), ("hit", "miss"), ('skipped;missing="100%"', "miss"), ("miss",) * 40, ()):
         for request_id, made in (("a", 1), ("bb", 2), ("ccc", 0)):
             for spent in (("upstream",), ("upstream", "cache")):
                 exchange = joined(request_id, *states, spent=spent)
@@ -188,15 +191,6 @@ def test_a_joined_response_has_a_template_for_each_states_of_its_parts() -> None
                 assert lines(by_template) == lines(Making(exchange)(TAGGED, None))
                 assert making.made == made
     assert repr(heads) == "<Heads 10 templates>"
-
-
-def test_a_response_of_very_many_parts_has_no_template() -> None:
-    heads = Heads()
-    for number in range(3):
-        exchange = joined(f"id-{number}", *(["miss"] * 18))
-        making = Making(exchange)
-        assert lines(head(heads, exchange, TAGGED, making)) == lines(Making(exchange)(TAGGED, None))
-        assert making.made == 1
 
 
 def test_each_deciding_field_has_a_template_of_its_own() -> None:
@@ -224,15 +218,71 @@ def test_no_more_templates_are_kept_than_allowed() -> None:
     for number in range(1030):
         for _ in range(2):
             exchange = missed("id")
-            headers = [(b"x-other", b"%d" % number), *TAGGED]
+            headers = [(b"vary", b"x-%d" % number), *TAGGED]
             head(heads, exchange, headers, Making(exchange))
     assert repr(heads) == "<Heads 6 templates>"
 
 
-def test_fields_with_a_new_value_each_time_have_no_template() -> None:
+COPIED = [b"x-other", b"cf-ray", b"content-type", b"etag"]
+DECIDING = [b"cache-control", b"vary", b"expires", b"cdn-cache-control", b"surrogate-control", b"x-accel-expires"]
+VALUES = [b"", b"0", b"%b", b"\xff", b"accept", b"max-age=7", b"max-age=7291046385", b"public, max-age=7291046385"]
+CHANGES = FieldChanges.of({"expires": "0", "x-other": "0"}, {"cdn-cache-control": ["max-age=7"]}, ["etag"])
+
+
+@given(
+    names=st.lists(st.sampled_from([*COPIED, *DECIDING, b"access-control-allow-origin"]), unique=True),
+    texts=st.lists(st.lists(st.sampled_from(VALUES), min_size=11, max_size=11), min_size=4, max_size=6),
+    keying=st.sampled_from([PUBLIC, OWN]),
+    changes=st.sampled_from([NO_CHANGES, CHANGES]),
+)
+def test_a_head_is_the_one_that_is_made_whatever_the_values_of_its_fields(
+    names: list[bytes], texts: list[list[bytes]], keying: Keying, changes: FieldChanges
+) -> None:
+    heads, hits, downstream = Heads(), HitHeads(), Downstream.of(keying, made=False, changes=changes)
+    for each in texts:
+        headers = [(b"date", b"then"), (b"age", b"0"), (b"content-length", b"4"), *zip(names, each, strict=False)]
+        exchange = missed("id")
+        exchange.downstream = downstream
+        assert lines(head(heads, exchange, headers, Making(exchange))) == lines(Making(exchange)(headers, None))
+        around, template = hits.around_age(200, headers, (), None, downstream.told), downstream.told(headers)
+        assert around == HitHeads().around_age(200, [*template], (), None, list)
+
+
+@pytest.mark.parametrize("field", [(b"expires", b"7291046385"), (b"surrogate-control", b"max-age=7291046385")])
+def test_a_placeholder_that_stands_in_a_response_takes_no_value(field: tuple[bytes, bytes]) -> None:
     heads, hits = Heads(), HitHeads()
-    for number in range(3000):
+    for lifetime in (7291046385, 7291046385, 7291046385, 5, 7291046385):
+        headers = [(b"cache-control", b"max-age=%d" % lifetime), field, *TAGGED[2:]]
+        exchange = missed("id")
+        assert lines(head(heads, exchange, headers, Making(exchange))) == lines(Making(exchange)(headers, None))
+        assert hits.around_age(200, headers, (), None, Told()) == Told().around_age(200, headers)
+
+
+def test_a_date_that_is_taken_out_gives_way_to_that_of_the_moment() -> None:
+    heads, downstream = Heads(), Downstream.of(PUBLIC, made=False, changes=FieldChanges.of({}, {}, ["date"]))
+    for _ in range(4):
+        exchange = missed("id")
+        exchange.downstream = downstream
+        head(heads, exchange, TAGGED, Making(exchange))
+    assert repr(heads) == "<Heads 0 templates>"
+
+
+def test_copied_fields_with_a_new_value_each_time_have_one_template() -> None:
+    heads, hits = Heads(), HitHeads()
+    for number in range(10):
         exchange, headers = missed("id"), [(b"x-other", b"%d" % number), *TAGGED]
+        making, told = Making(exchange), Told()
+        head(heads, exchange, headers, making)
+        hits.around_age(200, headers, (), None, told)
+        assert (making.made, told.times) == ((1, 1), (2, 2), (0, 0))[min(number, 2)]
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_deciding_fields_with_a_new_value_each_time_have_no_template(name: bytes) -> None:
+    heads, hits = Heads(), HitHeads()
+    others = [pair for pair in TAGGED if pair[0] != name]
+    for number in range(3000):
+        exchange, headers = missed("id"), [(name, b"x-%d" % number), *others]
         making, told = Making(exchange), Told()
         head(heads, exchange, headers, making)
         hits.around_age(200, headers, (), None, told)
@@ -335,7 +385,7 @@ def test_no_more_templates_of_hits_are_kept_than_allowed() -> None:
     heads = HitHeads()
     for number in range(130):
         for _ in range(2):
-            heads.around_age(200, [(b"x-other", b"%d" % number), *TAGGED], (), None, Told())
+            heads.around_age(200, [(b"vary", b"x-%d" % number), *TAGGED], (), None, Told())
     assert repr(heads) == "<HitHeads 2 templates>"
 
 
