@@ -195,7 +195,8 @@ class Engine:
         if isinstance(decision, _TO_FETCH) and self._flying.is_shared(request):
             if found.stored is not None or not request.exchange.looked:
                 found = await self._newer(request, found, self._claim(request))
-            decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
+            if found.stored is not None:
+                decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
         match decision:
             case Miss():
                 reason = "vary-miss" if self.tiers.has_others(request.wanted) else "miss"

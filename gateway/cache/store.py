@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 
 import msgspec
 from msgspec import structs
@@ -164,7 +164,7 @@ class TieredStore:
         if claim is None:
             data = await self._read(names, until)
         else:
-            data = await claim(names, [self._beginning(known, key) for key in keys])
+            data = await claim(names, [b"" if known is None else self._beginning(known, key) for key in keys])
         if not any(data):
             return None
         index = self.read_index(data[0], plan.primary, local)
@@ -181,10 +181,10 @@ class TieredStore:
         async with asyncio.timeout(until - time.monotonic()):
             return await self.shared.read(names)
 
-    def _beginning(self, known: Entry | None, key: str) -> bytes:
+    def _beginning(self, known: Entry, key: str) -> bytes:
         """How the record of the known response begins, if it is that of `key`; empty otherwise, and if it is large: it
         takes the encoding of the whole."""
-        if known is None or known.key != key or len(known.body) > MOST_ENCODED:
+        if known.key != key or len(known.body) > MOST_ENCODED:
             return b""
         return beginning_of(structs.replace(known, softened=None, distrusted=False), self.secret)
 
@@ -348,14 +348,10 @@ def _selected(index: VaryIndex | None, wanted: Selection) -> list[str]:
     return keys
 
 
-def index_name(primary: str) -> str:
-    """The name of a primary key's index in the shared tier, below the prefix."""
-    return shared_name("i", primary)
-
-
-def entry_name(key: str) -> str:
-    """The name of a stored response in the shared tier, below the prefix."""
-    return shared_name("e", key)
+index_name = partial(shared_name, "i")
+"""The name of a primary key's index in the shared tier, below the prefix."""
+entry_name = partial(shared_name, "e")
+"""The name of a stored response in the shared tier, below the prefix."""
 
 
 def _part_key(key: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,6 +60,12 @@ def reading(names: Sequence[str], largest: int) -> bytes:
     tail = b"$1\r\n0\r\n$%d\r\n%b\r\n" % (len(end), end)
     raw = [name.encode() for name in names]
     return b"".join([b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b\r\n%b" % (len(name), name, tail) for name in raw])
+
+
+@lru_cache(maxsize=256)
+def milliseconds(seconds: float) -> int:
+    """A lifetime as commands take it; there are few different ones."""
+    return max(1, int(seconds * 1000))
 
 
 def marking(mark: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gateway.cache.leases import STORED
-from gateway.cache.redis.connection import Command, is_cluster
+from gateway.cache.redis.connection import Command, is_cluster, milliseconds
 from gateway.cache.redis.errors import UNANSWERED, is_unanswered
 
 _PAUSE = 0.02
@@ -90,7 +90,7 @@ class RedisLeases:
         """The command that takes a lease, unless one of the `entries` (whole keys) has a value other than the `known`
         one."""
         lease = self._prefix + name
-        return ("EVAL", _TAKE, 1 + len(entries), lease, *entries, token, _milliseconds(life), *known)
+        return ("EVAL", _TAKE, 1 + len(entries), lease, *entries, token, milliseconds(life), *known)
 
     def give_up(self, name: str, token: bytes, mark: bytes | None = None, life: float = 0.0) -> None:
         """Release a lease in the background that may have been granted, or that was not released in time."""
@@ -105,11 +105,11 @@ class RedisLeases:
 
     def _renewal(self, held: Sequence[tuple[str, bytes]], life: float) -> Command:
         names, tokens = [self._prefix + name for name, _ in held], [token for _, token in held]
-        return ("EVAL", _RENEW, len(names), *names, _milliseconds(life), *tokens)
+        return ("EVAL", _RENEW, len(names), *names, milliseconds(life), *tokens)
 
     def ending(self, name: str, token: bytes, mark: bytes | None, life: float) -> Command:
         """The command that ends a lease."""
-        return ("EVAL", _GIVE_BACK, 1, self._prefix + name, token, mark or b"", _milliseconds(life))
+        return ("EVAL", _GIVE_BACK, 1, self._prefix + name, token, mark or b"", milliseconds(life))
 
     async def _give_up(self, name: str, token: bytes, mark: bytes | None, life: float) -> None:
         until = time.monotonic() + _GIVING_UP
@@ -122,7 +122,3 @@ class RedisLeases:
                 await asyncio.sleep(_PAUSE)
             else:
                 return
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))

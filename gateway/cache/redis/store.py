@@ -27,6 +27,7 @@ from gateway.cache.redis.connection import (
     by_client,
     connect,
     is_cluster,
+    milliseconds,
     pipeline,
     time_of,
     values_by_client,
@@ -203,7 +204,7 @@ class RedisStore:
 
     def _set(self, value: Value) -> Command:
         name, data, life = value
-        return ("SET", self._prefix + name, data, "PX", max(1, int(life * 1000)))
+        return ("SET", self._prefix + name, data, "PX", milliseconds(life))
 
     async def agree_on_key(self, own: bytes) -> bytes | None:
         """The identity key shared through this Redis, `own` if there was none; None if it does not respond."""
@@ -228,11 +229,10 @@ class RedisStore:
         found: asyncio.Future[tuple[list[bytes | None], bytes | None]] = pipe.loop.create_future()
 
         def replied(replies: list[Any] | None) -> None:
-            values, reply = self._found(keys, name, token, replies)
-            if not found.done():
-                found.set_result((values, reply))
-            elif reply is not None:
+            if found.done():
                 self._leases.give_up(name, token)
+            else:
+                found.set_result(self._found(keys, name, token, replies))
 
         pipe.execute((*map(self._getrange, keys), taking), replied)
         return found
