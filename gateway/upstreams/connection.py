@@ -71,17 +71,18 @@ class PlainBody(httpx.AsyncByteStream):
         self.size = 0
         return piece
 
-    async def __aiter__(self) -> Any:
-        while True:
-            piece = self.ready()
-            if piece:
-                yield piece
-            elif piece is not None:
-                return
-            elif self._error is not None:
+    async def piece(self) -> bytes:
+        """The next of it, which is waited for; empty where it has ended. Raises httpx.TransportError."""
+        while (piece := self.ready()) is None:
+            if self._error is not None:
                 raise self._error
-            elif not await self.comes(self.patience):
+            if not await self.comes(self.patience):
                 raise httpx.ReadTimeout("timed out reading the body")
+        return piece
+
+    async def __aiter__(self) -> Any:
+        while piece := await self.piece():
+            yield piece
 
     def wait_longer(self) -> None:
         self.patience = None
@@ -103,8 +104,6 @@ class PlainBody(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         if not self.ended:
             self._connection.close()
-
-    # --- reading ------------------------------------------------------------------------------------------------
 
     def came(self, piece: bytes) -> bool:
         """Whether more may come; False where enough waits to be read."""

@@ -159,12 +159,12 @@ class Body:
         if ahead is not None and ahead is not asyncio.current_task():
             self._ahead = None
             return await ahead
-        piece = self._ready()
-        if piece is not None:
-            return piece or None
+        stream = self._response.stream
         try:
+            if isinstance(stream, PlainBody):
+                return await stream.piece() or None
             if self._chunks is None:
-                self._chunks = aiter(self._response.stream)
+                self._chunks = aiter(stream)
             return await anext(self._chunks, None)
         except httpx.TransportError as error:
             self._error = translated(self._name, error)
