@@ -177,8 +177,8 @@ class Heads:
 
     It is made of slots for values by the functions that make every head, when such a response comes for the second time
     (a deciding field may have another value each time), and is kept only if it gives the bytes that they give for the
-    response by which it is made. A response that has a field name twice has none, nor has one without `Date`, which is
-    that of the moment then, or with `Set-Cookie`, which is one client's.
+    response by which it is made. A response without `Date` has none, as it gets that of the moment, nor has one with
+    `Set-Cookie`, which is one client's.
     """
 
     def __init__(self) -> None:
@@ -201,11 +201,9 @@ class Heads:
         """The head of a response with these fields, which `named` has by name, as `make` makes it, which depends on the
         exchange, on the request's `origin`, and on whether the connection ends (`close`), besides."""
         stored = exchange.stored
-        if exchange.rate_limit or len(named) < len(headers):
+        if exchange.rate_limit or _DATE not in named or b"set-cookie" in named:
             return make(headers, None)
-        if _DATE not in named or b"set-cookie" in named:
-            return make(headers, None)
-        deciding, values = _parted(headers, named.get(_CONTROL, b""))
+        deciding, values = _parted(headers, named)
         spent, parts, downstream = exchange.spent, exchange.parts, exchange.downstream
         varied = None if stored is None else stored.vary
         states = tuple([(part.name, part.text) for part in parts]) if parts else ()
@@ -266,9 +264,9 @@ class HitHeads:
         written directly. `told` gives the fields that are sent; besides, it depends on the request fields that select
         the response (`varied`) and on the request's `origin`."""
         named = dict(headers)
-        if len(named) < len(headers) or _AGE not in named:
+        if _AGE not in named:
             return _around_age(status, told(headers))
-        deciding, values = _parted(headers, named.get(_CONTROL, b""))
+        deciding, values = _parted(headers, named)
         key = (status, varied, origin, deciding)
         form = self._forms.get(key, _UNKNOWN)
         if form is None or BAD_IN_VALUE.search(b"".join(values)):
@@ -310,9 +308,10 @@ def _around_age(status: int, headers: Headers) -> tuple[bytes, bytes] | None:
     return before, after
 
 
-def _parted(headers: Headers, control: bytes) -> tuple[Deciding, list[bytes]]:
+def _parted(headers: Headers, named: dict[bytes, bytes]) -> tuple[Deciding, list[bytes]]:
     """The fields that decide about a head, of the others the names; and the values of all, and the lifetime in
-    Cache-Control (`control`), as a template takes them. No name stands twice in `headers`."""
+    Cache-Control, as a template takes them. Where a name stands twice in `headers`, that might be this one."""
+    control = named.get(_CONTROL, b"") if len(named) == len(headers) else b""
     lifetime = control[8:] if control.startswith(_LIFETIME) else b""
     copied = _COPIED_LIFETIME if lifetime.isdigit() else _COPIED
     deciding = tuple([name if (name := pair[0]) in copied or not _decides(name) else pair for pair in headers])
