@@ -97,7 +97,10 @@ class DirectRoute:
         public, route, handlers = exchange.target, self.route, self.handlers
         assert public is not None
         path, query = public.path, public.query
-        target = route.plain_target(path) if plain else route.upstream_target(path, query)[0]
+        if plain:
+            target = path if route.keeps_path else route.plain_target(path)
+        else:
+            target = route.upstream_target(path, query)[0]
         asked = Asked(route, target, path, query, exchange.root)
         told = partial(handlers.interim, interim, asked)
         origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=told)

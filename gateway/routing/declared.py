@@ -127,9 +127,8 @@ class Declared:
         return self._target(parameters, selected), parameters
 
     def plain_target(self, path: str) -> str:
-        """The same for a path without dots and encoded characters, whose values are in their one form already."""
-        if self.keeps_path:
-            return path
+        """The same for a path without dots and encoded characters, whose values are in their one form already, on a
+        route that does not keep the path."""
         parameters, plain = self.parameters(path), self.target.plain_path
         return plain % parameters if plain else self._target(parameters, ())
 
