@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import msgspec
 
@@ -128,9 +128,10 @@ class Body:
         """From now on the limits of a stream apply, and not those of the transport."""
         if is_endless([(name.lower(), value) for name, value in self._response.headers]):
             self._idle, self._ends = self._endless_idle, math.inf
-        stream = self._response.stream
-        if isinstance(stream, Paced):
-            stream.wait_longer()
+        # A stream may have a limit of its own on the time between two pieces.
+        wait_longer = getattr(self._response.stream, "wait_longer", None)
+        if wait_longer is not None:
+            wait_longer()
 
     async def _next_in_time(self) -> bytes | None:
         piece = self._ready() if self._ahead is None else None
@@ -193,14 +194,6 @@ class Body:
 def _unknown() -> bytes | None:
     """Whether anything of a body has arrived can't be determined without waiting for it."""
     return None
-
-
-@runtime_checkable
-class Paced(Protocol):
-    """A stream that has a limit of its own on the time between two pieces."""
-
-    def wait_longer(self) -> None:
-        """Have no such limit any more."""
 
 
 class ResponseBody(Protocol):
