@@ -128,8 +128,13 @@ _MILLISECONDS_TEXT = [in_milliseconds(tick / 1_000_000).encode() for tick in ran
 
 _AGE, _DATE = b"age", b"date"
 _CONTROL = b"cache-control"
-_COPIED = frozenset((_AGE, b"content-length", b"content-type", _DATE, b"etag", b"last-modified"))
-"""The most common of the fields whose values are copied to the client as they are, whatever they say."""
+_COPIED = frozenset((_AGE, b"content-length", b"content-type", _DATE, b"etag", b"last-modified")) | {
+    *(b"accept-ranges", b"alt-svc", b"cf-cache-status", b"cf-ray", b"content-language", b"content-security-policy"),
+    *(b"link", b"location", b"referrer-policy", b"strict-transport-security", b"via", b"x-cache", b"x-request-id"),
+    *(b"x-content-type-options", b"x-frame-options", b"x-xss-protection"),
+}
+"""The most common of the fields whose values are copied to the client as they are, whatever they say: those for which
+`_decides` needs no call."""
 _COPIED_LIFETIME = _COPIED | {_CONTROL}
 """The same, and a lifetime."""
 _DECISIVE = frozenset(
