@@ -255,8 +255,9 @@ _TEXT = re.compile(
     r"text/.*|.*\+(?:json|xml|yaml)"
     r"|application/(?:json|xml|javascript|x-javascript|graphql|yaml|ndjson|geo\+json|manifest\+json|wasm)"
 )
+_TELLING = frozenset((b"content-type", b"content-encoding", b"cache-control"))
 _SHORT = 512
-"""Bytes of fields up to which it is kept whether they allow a coding: an upstream sends the same few over and over."""
+"""Bytes of them up to which it is kept whether they allow a coding: an upstream sends the same few over and over."""
 
 
 def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
@@ -264,15 +265,9 @@ def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
     does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6)."""
     if rules.ttl is None or stored.status != 200 or len(stored.body) < SMALLEST_CODED:
         return False
-    headers = stored.headers
-    named = dict(headers)
-    if len(named) < len(headers):
-        return _has_text(headers)
-    if b"content-encoding" in named:
-        return False
-    media, control = named.get(b"content-type", b""), named.get(b"cache-control", b"")
-    telling = (b"content-type", media), (b"cache-control", control)
-    return (_known_text if len(media) + len(control) <= _SHORT else _has_text)(telling)
+    telling = tuple([pair for pair in stored.headers if pair[0] in _TELLING])
+    short = sum([len(name) + len(value) for name, value in telling]) <= _SHORT
+    return (_known_text if short else _has_text)(telling)
 
 
 def _has_text(headers: Headers) -> bool:
