@@ -118,8 +118,7 @@ class Pipe(asyncio.Protocol):
         def replied(replies: list[Any] | None) -> None:
             then(None if replies is None else values_of(replies, number))
 
-        self.run(reading(names, largest), number, replied)
-        self._send()
+        self.run(reading(names, largest), number, replied, at_once=True)
 
     def replies(self, commands: Sequence[Command]) -> asyncio.Future[list[Any] | None]:
         """The replies to commands, as `run` passes them on."""
@@ -131,9 +130,10 @@ class Pipe(asyncio.Protocol):
         """As `run`, of commands that are not packed."""
         self.run(b"".join(map(_pack, commands)), len(commands), then)
 
-    def run(self, commands: bytes, number: int, then: Then) -> None:
-        """Send so many packed commands; `then` is called with their replies later, never synchronously; with None if
-        there were none in time, or one is a refusal. An error that is none is among them as hiredis.ReplyError."""
+    def run(self, commands: bytes, number: int, then: Then, *, at_once: bool = False) -> None:
+        """Send so many packed commands, at once or with this turn; `then` is called with their replies later, never
+        synchronously; with None if there were none in time, or one is a refusal. An error that is none is among them as
+        hiredis.ReplyError."""
         if not number:
             self.loop.call_soon(then, [])
             return
@@ -141,10 +141,13 @@ class Pipe(asyncio.Protocol):
             if self._transport is None or self._transport.get_write_buffer_size() > _MOST_UNSENT:
                 self.loop.call_soon(then, None)
                 return
-            self.loop.call_soon(self._send)
+            if not at_once:
+                self.loop.call_soon(self._send)
         self._unsent += commands
         self._number += number
         self._waiting.append((number, then))
+        if at_once:
+            self._send()
 
     def _send(self) -> None:
         transport, commands = self._transport, self._unsent

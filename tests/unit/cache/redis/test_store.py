@@ -38,9 +38,9 @@ async def sent(redis_store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> list
     found: list[bytes] = []
     run = Pipe.run
 
-    def noted(self: Pipe, commands: bytes, number: int, then: Any) -> None:
+    def noted(self: Pipe, commands: bytes, number: int, then: Any, **how: bool) -> None:
         found.append(commands)
-        run(self, commands, number, then)
+        run(self, commands, number, then, **how)
 
     monkeypatch.setattr(Pipe, "run", noted)
     return found
