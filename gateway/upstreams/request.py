@@ -105,7 +105,11 @@ class Deadline:
     @property
     def when(self) -> float | None:
         """On the event loop's clock; None once it is lifted."""
-        return None if self._timer.cancelled() else self._timer.when()
+        if self._timer.cancelled():
+            return None
+        # uvloop's handle has no time where there is none left.
+        when: Callable[[], float] = getattr(self._timer, "when", asyncio.get_running_loop().time)
+        return when()
 
     def lift(self) -> None:
         """It ends nothing from now on."""

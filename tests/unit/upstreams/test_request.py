@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 import pytest
+import uvloop
 
 from gateway.upstreams.request import Deadline, request_head
 
@@ -57,6 +58,16 @@ async def test_a_deadline_that_was_lifted_or_left_ends_nothing() -> None:
     with Deadline(0.0):
         pass
     await asyncio.sleep(0.001)
+
+
+def test_a_deadline_has_an_instant_also_where_no_time_is_left() -> None:
+    async def read() -> None:
+        for seconds in (60.0, 0.0, -1.0):
+            with Deadline(seconds) as deadline:
+                left = asyncio.get_running_loop().time() + max(seconds, 0.0)
+                assert deadline.when == pytest.approx(left, abs=5.0)
+
+    uvloop.run(read())
 
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
