@@ -130,8 +130,8 @@ _AGE, _DATE = b"age", b"date"
 _CONTROL = b"cache-control"
 _COPIED = frozenset((_AGE, b"content-length", b"content-type", _DATE, b"etag", b"last-modified")) | {
     *(b"accept-ranges", b"alt-svc", b"cf-cache-status", b"cf-ray", b"content-language", b"content-security-policy"),
-    *(b"link", b"location", b"referrer-policy", b"strict-transport-security", b"via", b"x-cache", b"x-request-id"),
-    *(b"x-content-type-options", b"x-frame-options", b"x-xss-protection"),
+    *(b"link", b"location", b"referrer-policy", b"strict-transport-security", b"via", b"x-content-type-options"),
+    *(b"x-frame-options", b"x-request-id"),
 }
 """The most common of the fields whose values are copied to the client as they are, whatever they say: those for which
 `_decides` needs no call."""
