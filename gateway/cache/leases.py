@@ -151,6 +151,9 @@ class Leases:
         self._claimed.add(key)
         try:
             values, reply = await self._shared.read_and_take(names, known, name, token, LIFE)
+        except asyncio.CancelledError:  # it may be granted by now, or soon
+            self._give_unused_back(Lease(name, token, Standing.HELD))
+            raise
         finally:
             self._claimed.discard(key)
         if reply in (token, STORED):

@@ -229,9 +229,7 @@ class RedisStore:
         found: asyncio.Future[tuple[list[bytes | None], bytes | None]] = pipe.loop.create_future()
 
         def replied(replies: list[Any] | None) -> None:
-            if found.done():
-                self._leases.give_up(name, token)
-            else:
+            if not found.done():
                 found.set_result(self._found(keys, name, token, replies))
 
         pipe.execute((*map(self._getrange, keys), taking), replied)
@@ -244,13 +242,9 @@ class RedisStore:
             return await self.read(names), None
         self.statistics.reads += len(names)
         replies = None
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._budget):  # with the wait for its turn
-                    replies = await self._in_turn((*map(self._getrange, keys), taking))
-        except asyncio.CancelledError:
-            self._leases.give_up(name, token)
-            raise
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._budget):  # with the wait for its turn
+                replies = await self._in_turn((*map(self._getrange, keys), taking))
         return self._found(keys, name, token, replies)
 
     def _found(

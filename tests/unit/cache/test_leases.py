@@ -356,14 +356,42 @@ async def test_a_read_that_is_cut_off_gives_up_the_lease_that_it_may_have_got(va
         slow = RedisStore(proxy.url("redis://x"), prefix=prefix, budget=5.0)
         hearing = RedisStore(valkey.url, prefix=prefix, budget=5.0)
         await slow.read(["open"])
+        claim = Leases(slow).claim("key")
+        assert claim is not None
         proxy.down.delay = 0.2
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await slow.read_and_take(["i:1", "e:1"], [b""], "l:1", b"token", 60.0)
-        while (await hearing.peek("l:1"))[1] is not None:
+        reading = asyncio.ensure_future(claim(["i:1", "e:1"], [b""]))
+        while not await hearing._client.keys(f"{prefix}l*"):
             await asyncio.sleep(0.01)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        async with asyncio.timeout(LIFE / 2):
+            while await hearing._client.keys(f"{prefix}l*"):
+                await asyncio.sleep(0.01)
         await slow.aclose()
         await hearing.aclose()
+
+
+async def test_a_read_that_is_cut_off_as_its_reply_comes_gives_the_lease_back(
+    redis_store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    while redis_store._pipe is None:
+        await asyncio.sleep(0.01)
+    found, leases = redis_store._found, Leases(redis_store)
+
+    def found_at_last(*reply: Any) -> tuple[list[bytes | None], bytes | None]:
+        asyncio.get_running_loop().call_soon(reading.cancel)  # before the reply wakes the task
+        return found(*reply)
+
+    monkeypatch.setattr(redis_store, "_found", found_at_last)
+    claim = leases.claim("key")
+    assert claim is not None
+    reading = asyncio.ensure_future(claim(["i:1", "e:1"], [b""]))
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await leases._ending.settle()
+    assert (await Leases(redis_store).take("key", 60.0)).standing is Standing.HELD
+    leases.close()
 
 
 async def test_while_redis_fails_now_and_then_a_lease_that_nobody_knows_to_hold_holds_nobody_up(
