@@ -272,6 +272,7 @@ class Run:
         return Resolved(part.name, said, self._default(part), shown=part.config.default)
 
     def _failed(self, part: PlannedPart, failure: Failure, seconds: float = 0.0) -> Resolved:
+        failure.__traceback__ = failure.__context__ = None  # their frames hold this run, which holds the failure
         said = failure.kind + (";default" if part.config.has_default else "")
         life = failure.life if isinstance(failure, Absent) else None
         text, shown = self._default(part), part.config.default

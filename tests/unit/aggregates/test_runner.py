@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.aggregates.runner import Run
 from gateway.testing import TurnedClock, running
 from tests.support.shop import TWO, Shop, home, part, said, two
 
@@ -159,6 +161,19 @@ async def test_parts_in_time_are_awaited_beside_one_that_is_late(clock: TurnedCl
     none = 'skipped;missing="offers"'
     states = {"offers": "timeout", "user": "miss", "more": "miss", "each": "failed;timeout=1", "none": none}
     assert said(response) == states
+
+
+async def test_a_failure_that_is_remembered_holds_nothing_of_its_request(clock: TurnedClock) -> None:
+    shop = two()
+    shop.set("/products/7", httpx.Response(503))
+    async with running(home(shop, PRODUCT, clock)) as client:
+        before = {id(each) for each in gc.get_objects() if isinstance(each, Run)}
+        gc.disable()  # what refers to itself would stay
+        try:
+            assert said(await client.get("/home/7")) == {"product": "status-503"}
+            assert {id(each) for each in gc.get_objects() if isinstance(each, Run)} <= before
+        finally:
+            gc.enable()
 
 
 def test_no_more_than_a_thousand_selections_are_remembered(clock: TurnedClock) -> None:
