@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from gateway.aggregates.lifetime import PartLife
 from gateway.clock import Clock
-from gateway.errors import UpstreamError
+from gateway.errors import UpstreamError, UpstreamTimeout
 from gateway.http.headers import Headers
 from gateway.policy.keys import short_key
 
@@ -68,6 +68,12 @@ def failure_by(status: int, life: PartLife) -> Failure:
 def failure_of(error: UpstreamError) -> Failure:
     """The failure of a part whose upstream failed."""
     return Failure(error.kind, error.title.lower(), status_without(error.status), error.why)
+
+
+def unanswered(kind: str, status: int, why: tuple[str, str] | None) -> Failure:
+    """The failure of a part in whose place the gateway made a problem of this status; `why` is for the log."""
+    said = "timed out" if kind == UpstreamTimeout.kind else "upstream unavailable"
+    return Failure(kind, said, status_without(status), why)
 
 
 def late() -> Failure:

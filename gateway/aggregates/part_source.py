@@ -18,7 +18,7 @@ from msgspec import structs
 from gateway.aggregates.fetching import Batch, Persistence, PersistentOrigin
 from gateway.aggregates.lifetime import PartLife, unstored_part
 from gateway.aggregates.merge import BodyTransform
-from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, failure_by, failure_of, late, status_without
+from gateway.aggregates.part_result import Absent, BackOff, Failure, Got, failure_by, failure_of, late, unanswered
 from gateway.cache.engine import Engine
 from gateway.cache.request import CacheRequest, Origin, Route
 from gateway.config.part_graph import OwnValues, PlannedPart
@@ -395,8 +395,7 @@ class PartSource:
                 raise self._too_large()
             body = whole
         if outcome.result is Result.ERROR:
-            status = status_without(answer.status)
-            raise Failure(outcome.detail or "error", "upstream unavailable", status, request.exchange.failure)
+            raise unanswered(outcome.detail or "error", answer.status, request.exchange.failure)
         if stored is not None:
             failing = "error" if outcome.result is Result.STALE_ERROR else ""
             return self._stored(request, stored, _SAID[outcome.result], failing=failing)

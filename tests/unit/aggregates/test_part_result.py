@@ -41,7 +41,7 @@ async def test_a_default_stands_in_for_a_part_that_fails(clock: TurnedClock) -> 
 @pytest.mark.parametrize(
     ("answer", "status", "kind"),
     [(500, 502, "status-500"), (b"{", 502, "wrong-type"), (httpx.ConnectError("no"), 502, "unreachable"),
-     (httpx.ReadTimeout("late"), 504, "timeout"), (404, 404, "absent")],
+     (httpx.ReadTimeout("late"), 504, "timeout: timed out"), (404, 404, "absent")],
 )  # fmt: skip
 async def test_a_required_part_fails_the_whole_by_its_name_and_not_its_address(
     answer: Any, status: int, kind: str, clock: TurnedClock
