@@ -226,11 +226,11 @@ class PassThroughRequest(msgspec.Struct, eq=False):
                 answer = direct.public(await direct.answer(ask), ask)
             except Exception as error:
                 answer = self._failed(error)
-            if self._left:
-                await _end(answer.body)
-                return
             if connection.flow.write_paused:
                 await connection.flow.drain()
+            if self._left or connection.transport.is_closing():  # a wait may end well though it was cancelled
+                await _end(answer.body)
+                return
             status = answer.status
             if not self._is_written_whole(connection, answer):
                 await self._send(connection, answer)

@@ -177,6 +177,26 @@ async def test_of_a_client_that_leaves_before_its_request_has_begun_the_upstream
     assert (app.passed, app.app.underway.count, len(line.protocol.tasks)) == (1 + repeated, 0, 0)
 
 
+async def test_nothing_is_written_to_a_connection_that_has_ended_though_the_answer_came() -> None:
+    upstream = StubUpstream(lambda _: httpx.Response(200, content=b"body", headers=NO_STORE))
+    log: list[int] = []
+    app = Counted(
+        create_app(
+            gateway().config.model_copy(), transport=upstream, log=lambda exchange, status, *_: log.append(status)
+        )
+    )
+    upstream.gate.clear()
+    line = Line(app)
+    line.send(GET % b"")
+    await upstream.came.acquire()
+    line.pipe.close()
+    upstream.gate.set()
+    await asyncio.wait(set(line.protocol.tasks))
+    assert (line.pipe.written, log) == (b"", [499])
+    line.hang_up()
+    assert (log, app.app.underway.count, len(line.protocol.tasks)) == ([499], 0, 0)
+
+
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
     app = Counted(
         gateway(StubUpstream(lambda request: httpx.Response(200, content=request.url.path, headers=NO_STORE)))
