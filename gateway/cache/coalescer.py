@@ -137,9 +137,8 @@ class Coalescer:
         In the background (`behind`) it takes the lease, or does nothing.
         """
         landing: Landing | None = None
-        shared = self.is_shared(ask)
         try:
-            if shared:
+            if self.is_shared(ask):
                 landing = await self._land_leased(flight, ask, origin, stale, behind=behind)
             else:
                 landing = await self._fetching.land(ask, origin, stale, flight=flight, now=flight.began)
@@ -150,7 +149,8 @@ class Coalescer:
             self._forget(flight)
             if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
                 await flight.land(landing if landing is not None else _stopping(origin))
-        if shared and ((isinstance(landing, Landed) and landing.kept) or flight.lease.standing is Standing.HELD):
+        is_kept = isinstance(landing, Landed) and landing.kept and self.is_shared(ask)  # the tier may be back by now
+        if is_kept or flight.lease.standing is Standing.HELD:
             if spawns:
                 self._background.begin(partial(self._after, flight, landing))
             else:

@@ -410,3 +410,21 @@ async def test_while_redis_fails_now_and_then_a_lease_that_nobody_knows_to_hold_
     began = loop.time()
     assert (await ask(apps[0])).json() == {"n": 2}
     assert loop.time() - began < 5.0  # half of its upstream's 20 s otherwise
+
+
+async def test_what_was_fetched_while_the_tier_was_away_is_shared_once_it_is_back(
+    fleet: tuple[list[Gateway], StubUpstream],
+) -> None:
+    apps, upstream = fleet
+    store = apps[0].shared
+    assert isinstance(store, RedisStore)
+    upstream.gate.clear()
+    store.available = False
+    asked = asyncio.ensure_future(ask(apps[0]))
+    await upstream.came.acquire()
+    store.available = True
+    upstream.gate.set()
+    await asked
+    await apps[0].engine.settle()
+    assert (await ask(apps[1])).status_code == 200
+    assert upstream.asked == 1
