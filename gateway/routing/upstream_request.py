@@ -84,10 +84,12 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         began = time.perf_counter()
         result = "cancelled"
         try:
-            sent = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
             patience = self.patience if self.sent_as is None else replace(self.patience, safe=True)
             fetched = await self.upstream.fetch(
-                method, self.target, sent, body, self.interim, patience, bounded=bounded, changes=self.changes
+                *(method, self.target, headers, body, self.interim, patience),
+                bounded=bounded,
+                changes=self.changes,
+                request_id=self.request_id,
             )
             result = _STATUS_CLASSES[fetched.status // 100]
             if self.largest is not None:

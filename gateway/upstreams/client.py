@@ -36,7 +36,7 @@ from gateway.upstreams.bulkhead import Bulkhead, Full, RetryBudget
 from gateway.upstreams.connection import PlainConnection
 from gateway.upstreams.failure_causes import Cause, cause_of
 from gateway.upstreams.health import HealthChecks
-from gateway.upstreams.hosts import LATE, Base, Breaker, Host, in_turn
+from gateway.upstreams.hosts import LATE, Host, in_turn
 from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Names
 from gateway.upstreams.request import ORDINARY, Attempt, Deadline, Interim, Patience, ReceivedHead, Sending, Upload
@@ -89,7 +89,7 @@ class Upstream:
         self.config = config
         self.timeout = config.timeout.total_seconds()
         self._connect_timeout = config.connect_timeout.total_seconds()
-        self.hosts = [_host(name, url, config, monotonic) for url in config.bases]
+        self.hosts = [Host.of(name, url, config, monotonic) for url in config.bases]
         self.places = Bulkhead(
             config.max_connections,
             config.max_queue,
@@ -164,18 +164,21 @@ class Upstream:
         *,
         bounded: bool = False,
         changes: FieldChanges = NO_CHANGES,
+        request_id: str | None = None,
     ) -> Coroutine[Any, Any, Fetched]:
         """Request `target` (a normalised path and query); the response head has arrived when this returns.
 
         `interim` is called with 1xx responses before it. With `bounded` the caller cancels it at the upstream's
-        timeout, and it needs no timer of its own. The caller closes the body. Raises UpstreamError: queue full, circuit
-        breaker open, connection failed, timeout, invalid response.
+        timeout, and it needs no timer of its own. `request_id` is sent behind `headers`. The caller closes the body.
+        Raises UpstreamError: queue full, circuit breaker open, connection failed, timeout, invalid response.
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
         if body is not None and not isinstance(body, bytes):
             body = Upload(body)
         until = None if isinstance(body, Upload) else asyncio.get_running_loop().time() + timeout
-        sending = Sending(method, target, headers, body, interim, patience, timeout, until, bounded, patience.apart)
+        sending = Sending(
+            method, target, headers, body, interim, patience, timeout, until, bounded, patience.apart, request_id
+        )
         if self._tracing is not None:
             return self._fetch_traced(self._tracing, sending, changes)
         traceparent = PASSED_ON.get()
@@ -191,10 +194,10 @@ class Upstream:
     def complete(self, sending: Sending, changes: FieldChanges, traceparent: bytes) -> None:
         """Set the fields that go to the upstream, as settings change them."""
         if traceparent:
-            sending.headers = traced(sending.headers, traceparent)
+            sending.headers = traced(sending.complete_headers(), traceparent)
         if self._changes is not NO_CHANGES or changes is not NO_CHANGES:
             changes = self._changes.then(changes)
-            sending.headers, sending.constants = changes.applied(sending.headers), changes.added
+            sending.headers, sending.constants = changes.applied(sending.complete_headers()), changes.added
 
     async def _fetch(self, sending: Sending, call: Call | None = None) -> Fetched:
         self.budget.asked()
@@ -492,9 +495,3 @@ def _ended_early(attempt: Attempt, answer: Awaitable[ReceivedHead] | None, error
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
-
-
-def _host(upstream: str, url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
-    breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_open_for.total_seconds())
-    slow_start = config.slow_start.total_seconds()
-    return Host(Base.of(url, config.host_sent), breaker, monotonic, upstream, slow_start=slow_start)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from gateway.config.upstream import UpstreamConfig
 from gateway.errors import UpstreamMalformed
 from gateway.observability.log import at_most_every, state
 from gateway.upstreams.failure_causes import Cause, cause_of
@@ -51,7 +52,7 @@ class Base:
         origin = f"{parsed.scheme}://{parsed.netloc.decode('ascii')}"
         return cls(parsed.scheme, parsed.netloc, prefix, host.encode("ascii") if host else parsed.netloc, origin)
 
-    def path(self, target: str) -> bytes:
+    def path(self, target: str) -> str:
         """The path and query of `target` below this base. As it starts with a slash and contains nothing that ends a
         path but the one `?`, every server and every URL parser finds this target in it, byte for byte.
 
@@ -59,11 +60,11 @@ class Base:
         """
         if not _INSIDE.fullmatch(target):
             raise UpstreamMalformed("gateway", "a target outside its upstream's base URL")
-        return (self.prefix + target).encode("ascii")
+        return self.prefix + target
 
     def join(self, target: str) -> str:
         """The URL of `target` below this base. Raises UpstreamMalformed."""
-        return self.origin + self.path(target).decode("ascii")
+        return self.origin + self.path(target)
 
 
 class BreakerState(Enum):
@@ -214,6 +215,12 @@ class Host:
     _told_open: bool = field(default=False, repr=False)
     _logged: dict[str, float] = field(default_factory=dict, repr=False)
     """When a failure of a cause was logged last."""
+
+    @classmethod
+    def of(cls, upstream: str, url: str, config: UpstreamConfig, monotonic: Callable[[], float]) -> Host:
+        breaker = Breaker(failures=config.breaker_failures, rest=config.breaker_open_for.total_seconds())
+        slow_start = config.slow_start.total_seconds()
+        return cls(Base.of(url, config.host_sent), breaker, monotonic, upstream, slow_start=slow_start)
 
     @property
     def name(self) -> str:

@@ -204,10 +204,19 @@ class Sending(msgspec.Struct):
     """Whether the caller cancels it then."""
     apart: set[str] | None = None
     """The hosts that are not asked for it any more, if there is another one."""
+    request_id: str | None = None
+    """The value of `x-request-id`, which goes behind the other fields: those are the same for many requests."""
     tried: int = 0
     files_tried: int = 0
     """How often there was no file descriptor for it."""
     constants: Headers = ()
+
+    def complete_headers(self) -> Headers:
+        """All its fields, with its ID as one of them from now on."""
+        if self.request_id is not None:
+            self.headers = [*self.headers, (b"x-request-id", self.request_id.encode("ascii"))]
+            self.request_id = None
+        return self.headers
 
     @property
     def is_here(self) -> bool:
@@ -229,7 +238,7 @@ class Sending(msgspec.Struct):
 
     def fields(self, base: Base) -> Headers:
         """The header fields as they go to a host."""
-        fields = self.headers
+        fields = self.complete_headers()
         if self.body is None and self.method in ("POST", "PUT", "PATCH"):
             fields = [*without(fields, b"content-length"), (b"content-length", b"0")]
         elif isinstance(self.body, bytes):
@@ -239,6 +248,8 @@ class Sending(msgspec.Struct):
     def in_one(self, base: Base) -> bytes | None:
         """Its bytes for a host, if it goes out on a connection of our own, in one write; None otherwise. Raises
         UpstreamMalformed, httpx.LocalProtocolError."""
+        if self.body is None and self.method in METHODS and self.request_id is not None:
+            return _numbered_head(self.method, base.path(self.target), self.headers, base.sent_host, self.request_id)
         if self.body is None and self.method in METHODS:
             return request_head(self.method, base.path(self.target), self.headers, base.sent_host)
         if isinstance(self.body, bytes):
@@ -264,27 +275,35 @@ class Sending(msgspec.Struct):
         )
 
 
-_BREAKS = re.compile(rb"[\r\n\0]")
-_TARGET = re.compile(rb"/[\x21-\x7e]*")
+_BREAKS = re.compile(r"[\r\n\0]")
+_TARGET = re.compile(r"/[\x21-\x7e]*")
 
 
-def request_head(method: str, target: bytes, headers: Headers, host: bytes = b"") -> bytes:
+def request_head(method: str, target: str, headers: Headers, host: bytes = b"") -> bytes:
     """A request's bytes, where it has no body; `host` is its Host if `headers` have none. Raises
     httpx.LocalProtocolError where a field would end its line."""
-    last = b"%b: %b" % (headers[-1] if headers else (b"host", host))
-    if not _TARGET.fullmatch(target) or _BREAKS.search(last):
+    if not _TARGET.fullmatch(target):
         raise httpx.LocalProtocolError("a request that can't be sent")
-    lines = _known_lines(tuple(headers[:-1]), b"" if last.startswith(b"host:") else host)
-    return b"%b %b HTTP/1.1\r\n%b%b\r\n\r\n" % (method.encode("ascii"), target, lines, last)
+    return f"{method} {target} HTTP/1.1\r\n".encode("ascii") + f"{_lines(headers, host)}\r\n".encode("latin-1")
 
 
-@lru_cache(maxsize=256)
-def _known_lines(fields: tuple[tuple[bytes, bytes], ...], host: bytes) -> bytes:
-    """All lines but the last, the request's ID, which are the same for most requests of a route. At most 256 heads, of
-    32 KiB each."""
-    if host and not has(fields, b"host"):
-        fields = ((b"host", host), *fields)
-    lines = [name + b": " + value for name, value in fields]
-    if _BREAKS.search(b"".join(lines)):
+def _numbered_head(method: str, target: str, headers: Headers, host: bytes, request_id: str) -> bytes:
+    """The same with the request's ID as the last field, where `Base.path` has checked the target, and the method is one
+    of `METHODS`. The lines of the other fields are known: they are the same for most requests of a route."""
+    if not (request_id.isascii() and request_id.isprintable()):
+        return request_head(method, target, [*headers, (b"x-request-id", request_id.encode("ascii"))], host)
+    lines = _known_lines(tuple(headers), host)
+    return f"{method} {target} HTTP/1.1\r\n{lines}x-request-id: {request_id}\r\n\r\n".encode("latin-1")
+
+
+def _lines(headers: Headers, host: bytes) -> str:
+    """The lines of a request's fields. Raises httpx.LocalProtocolError."""
+    fields = headers if not host or has(headers, b"host") else ((b"host", host), *headers)
+    lines = [f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in fields]
+    if _BREAKS.search("".join(lines)):
         raise httpx.LocalProtocolError("a request that can't be sent")
-    return b"".join([line + b"\r\n" for line in lines])
+    return "".join([f"{line}\r\n" for line in lines])
+
+
+_known_lines = lru_cache(maxsize=256)(_lines)
+"""At most 256 heads, of 32 KiB each. It is asked for the same tuples: comparing them takes no time."""

@@ -339,10 +339,10 @@ def _body_of(request: httpx.Request) -> Any:
         return request.stream
 
 
-def _split_url(url: str) -> tuple[str, bytes]:
+def _split_url(url: str) -> tuple[str, str]:
     """The origin of `url`, and the target to ask it for."""
     start = url.find("/", url.index("//") + 2)
-    return (url[:start], url[start:].encode("ascii")) if start > 0 else (url, b"/")
+    return (url[:start], url[start:]) if start > 0 else (url, "/")
 
 
 def _is_known(name: str, config: UpstreamConfig) -> bool:

@@ -8,11 +8,22 @@ import httpx
 import pytest
 import uvloop
 
-from gateway.upstreams.request import Deadline, request_head
+from gateway.http.headers import Headers
+from gateway.upstreams.hosts import Base
+from gateway.upstreams.request import ORDINARY, Deadline, Sending, request_head
+
+BASE = Base.of("http://api.test")
+
+
+def sent(fields: Headers, request_id: str) -> bytes:
+    """What goes out for a request with an ID."""
+    head = Sending("GET", "/", fields, None, None, ORDINARY, 1.0, None, request_id=request_id).in_one(BASE)
+    assert head is not None
+    return head
 
 
 def test_a_request_is_its_line_its_fields_as_they_are_and_an_empty_line() -> None:
-    head = request_head("GET", b"/a?b=%2C", [(b"host", b"api.test"), (b"x-name", "grün".encode("latin-1"))])
+    head = request_head("GET", "/a?b=%2C", [(b"host", b"api.test"), (b"x-name", "grün".encode("latin-1"))])
     assert head == b"GET /a?b=%2C HTTP/1.1\r\nhost: api.test\r\nx-name: gr\xfcn\r\n\r\n"
 
 
@@ -20,11 +31,14 @@ def test_a_request_is_its_line_its_fields_as_they_are_and_an_empty_line() -> Non
 def test_a_field_that_would_end_its_line_is_not_sent(value: bytes) -> None:
     for field in ((b"x-a", value), (value, b"x")):
         with pytest.raises(httpx.LocalProtocolError):
-            request_head("GET", b"/", [field])
+            request_head("GET", "/", [field])
+        for fields in ([field], (field,), (field, (b"x-b", b"1"))):
+            with pytest.raises(httpx.LocalProtocolError):
+                sent(fields, "an-id")
 
 
-@pytest.mark.parametrize("target", [b"", b"a", b"/a b", b"/a\r\nx: y", b"/\xc3\xbc"])
-def test_a_target_that_is_none_is_not_sent(target: bytes) -> None:
+@pytest.mark.parametrize("target", ["", "a", "/a b", "/a\r\nx: y", "/ü"])
+def test_a_target_that_is_none_is_not_sent(target: str) -> None:
     with pytest.raises(httpx.LocalProtocolError):
         request_head("GET", target, [])
 
@@ -37,8 +51,27 @@ def test_the_host_is_sent_once_and_first_unless_the_fields_have_one() -> None:
         ([other, own], [other, own]),
         ([], [(b"host", b"api.test")]),
     )
-    for fields, sent in cases:
-        assert request_head("GET", b"/", fields, b"api.test") == request_head("GET", b"/", sent)
+    for fields, whole in cases:
+        assert request_head("GET", "/", fields, b"api.test") == request_head("GET", "/", whole)
+        whole.append((b"x-request-id", b"an-id"))
+        assert sent(fields, "an-id") == sent(tuple(fields), "an-id") == request_head("GET", "/", whole)
+
+
+@pytest.mark.parametrize("request_id", ["a\r\nx: y", "a\nb", "a\rb", "a\0b"])
+def test_an_id_that_would_end_its_line_is_not_sent(request_id: str) -> None:
+    with pytest.raises(httpx.LocalProtocolError):
+        sent([], request_id)
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "a\tb", "\x7f"])
+def test_an_id_is_the_last_field_whatever_it_is(request_id: str) -> None:
+    assert sent([], request_id).endswith(b"\r\nx-request-id: " + request_id.encode() + b"\r\n\r\n")
+
+
+def test_a_request_whose_fields_were_completed_is_the_same() -> None:
+    sending = Sending("GET", "/", ((b"x-a", b"1"),), None, None, ORDINARY, 1.0, None, request_id="an-id")
+    fields = sending.fields(BASE)
+    assert sending.in_one(BASE) == request_head("GET", "/", fields) == sent([(b"x-a", b"1")], "an-id")
 
 
 async def test_a_deadline_ends_what_its_task_waits_for() -> None:
