@@ -261,6 +261,25 @@ GUARDS = (
         "http.response_parser", "not (status == 205 and (chunked or length))", "True", "unit/http/test_response_parser"
     ),
     Mutant(
+        "http.response_parser",
+        'name.endswith(b"cache-control") or',
+        "",
+        "unit/http/test_response_parser_forms",
+    ),
+    Mutant(
+        "http.response_parser",
+        "if form is not None and len(set(form.names)) < len(form.names):",
+        "if False:",
+        "unit/http/test_response_parser_forms",
+    ),
+    Mutant("policy.storability", "not _READ.isdisjoint(form.names)", "False", "unit/policy/test_storability"),
+    Mutant(
+        "edge.head_template",
+        "if exchange.parts or exchange.rate_limit:",
+        "if exchange.parts:",
+        "unit/edge/test_head_template",
+    ),
+    Mutant(
         "upstreams.receiver",
         "        if not self._asked:\n            self.force_close()",
         "        if False:\n            self.force_close()",

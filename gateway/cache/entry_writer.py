@@ -54,7 +54,7 @@ class EntryWriter:
         stored = self._stored(request, received, verdict, body)
         if before is not None:
             self._compared(request, before, received, changed=before.body != stored.body)
-        return Landed(stored, received.status, self._tiers.keep(stored, request.wanted))
+        return Landed(stored, received.status, self._tiers.keep(stored, request.wanted), verdict.form)
 
     def preview(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit) -> Entry:
         """The entry for `admitted`, without the body, which has not arrived yet."""
@@ -93,7 +93,7 @@ class EntryWriter:
 
     def _stored(self, request: CacheRequest, received: ReceivedResponse, verdict: Admit, body: bytes) -> Entry:
         plan, route = request.plan, request.route
-        headers, names = verdict.headers, dict(verdict.headers)
+        headers, names = verdict.headers, dict(verdict.headers) if verdict.form is None else verdict.form.names
         if b"etag" not in names and received.status == 200 and not route.follows_origin:
             headers += ((b"etag", validation.own_tag(body)),)
         if b"date" not in names:

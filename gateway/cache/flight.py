@@ -16,6 +16,7 @@ from gateway.cache.leases import NO_LEASE, Lease
 from gateway.http.headers import Headers
 from gateway.policy.entry import Entry
 from gateway.policy.keys import short_key
+from gateway.policy.storability import StoredForm
 from gateway.policy.vary import Names
 from gateway.upstreams.response import Fetched
 
@@ -27,6 +28,8 @@ class Landed(msgspec.Struct, frozen=True):
     status: int
     kept: bool
     """Whether it was stored; False if it was invalidated during the fetch."""
+    form: StoredForm | None = None
+    """What it has in common with other responses, if that is known."""
 
 
 class Failed(msgspec.Struct, frozen=True):

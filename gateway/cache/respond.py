@@ -28,6 +28,7 @@ from gateway.policy import freshness, storability, validation
 from gateway.policy.entry import Entry
 from gateway.policy.keys import key_hash
 from gateway.policy.rules import CONDITIONS, CachePolicy
+from gateway.policy.storability import StoredForm
 from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
 
 
@@ -37,6 +38,9 @@ class Answer(msgspec.Struct, frozen=True):
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes | ResponseBody
+    form: object = None
+    """Equal for responses of one route with the same names of fields in the same order, which have the same values but
+    where these are copied; with a length and a date, and no field of a hop. None if that is not known."""
 
 
 def stored_answer(
@@ -48,6 +52,7 @@ def stored_answer(
     coded: Coded | None = None,
     *,
     conditional: bool = True,
+    form: StoredForm | None = None,
 ) -> Answer:
     """A stored response in the form a request needs: complete, a 304, a range, or its head. `conditional` is whether
     the request may have fields for that.
@@ -55,7 +60,7 @@ def stored_answer(
     `coded` is its compressed form, if there are several; a range is always of the uncompressed form.
     """
     plain = freshness.response_headers(stored, rules, now)
-    headers, body = plain, stored.body
+    headers, body, coding = plain, stored.body, None
     if coded is not None:
         coding = None if has(request, b"range") else coded.coding
         headers = coded.told(plain, coding)
@@ -75,7 +80,9 @@ def stored_answer(
         body = b""
     else:
         headers.append((b"content-length", b"%d" % len(body)))
-    return Answer(stored.status, of_head(headers), b"") if head else Answer(stored.status, headers, body)
+    if head:
+        return Answer(stored.status, of_head(headers), b"")
+    return Answer(stored.status, headers, body, form if form is None or coded is None else (form, coding))
 
 
 def of_head(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -190,6 +197,7 @@ class Responder:
         kept: bool = False,
         collapsed: bool = False,
         detail: str | None = None,
+        form: StoredForm | None = None,
     ) -> Answer:
         now, exchange, route = self._clock.now(), request.exchange, request.route
         rules = route.rules
@@ -210,10 +218,10 @@ class Responder:
         if request.bare:
             return Answer(stored.status, [], b"")
         begin = result is not Result.MISS or collapsed  # a response that may be asked for again
-        may_be_coded = freshness.is_compressible(stored, rules)
+        may_be_coded = freshness.is_compressible(stored, rules, is_text=None if form is None else form.is_text)
         coded = self._prepared.choose(request.headers, stored, begin=begin) if may_be_coded else None
         conditional = request.facts.conditional
-        return stored_answer(exchange, request.headers, stored, rules, now, coded, conditional=conditional)
+        return stored_answer(exchange, request.headers, stored, rules, now, coded, conditional=conditional, form=form)
 
     def landed(
         self,
@@ -226,10 +234,10 @@ class Responder:
         detail: str | None = None,
     ) -> Answer:
         match landing:
-            case Landed(stored, status, kept):
+            case Landed(stored, status, kept, form):
                 result = Result.REVALIDATED if status == 304 else Result.MISS
                 return self.from_stored(
-                    request, stored, result, forward=forward, status=status, kept=kept, collapsed=collapsed
+                    request, stored, result, forward=forward, status=status, kept=kept, collapsed=collapsed, form=form
                 )
             case Failed():
                 return self.failed(request, landing, stale, forward, collapsed=collapsed)

@@ -162,10 +162,14 @@ MakeHead = Callable[[Headers, Texts | None], bytes]
 class _Form:
     """A template, which takes the values `in_order`, and whose route it is."""
 
-    __slots__ = ("downstream", "in_order", "template")
+    __slots__ = ("control", "downstream", "in_order", "template")
 
-    def __init__(self, downstream: Downstream, template: bytes, order: tuple[int, ...]) -> None:
+    def __init__(
+        self, downstream: Downstream, template: bytes, order: tuple[int, ...], control: int | None = None
+    ) -> None:
         self.downstream, self.template, self.in_order = downstream, template, itemgetter(*order)
+        self.control = control
+        """The place of the field with the lifetime among a response's own; None where it takes none."""
 
     def filled(self, values: list[bytes]) -> bytes:
         head: bytes = self.template % self.in_order(values)
@@ -188,6 +192,8 @@ class Heads:
 
     def __init__(self) -> None:
         self._forms: dict[tuple[object, ...], _Form | None] = {}
+        self._by_form: dict[tuple[object, ...], _Form | None] = {}
+        """The same templates by `Answer.form`."""
 
     def __repr__(self) -> str:
         return f"<Heads {_number_of(self._forms)} templates>"
@@ -202,9 +208,11 @@ class Heads:
         make: MakeHead,
         *,
         close: bool,
+        form: object = None,
     ) -> bytes:
         """The head of a response with these fields, which `named` has by name, as `make` makes it, which depends on the
-        exchange, on the request's `origin`, and on whether the connection ends (`close`), besides."""
+        exchange, on the request's `origin`, and on whether the connection ends (`close`), besides. With a `form`
+        (`Answer.form`) its template is found by that the next time."""
         stored = exchange.stored
         if exchange.rate_limit or _DATE not in named or b"set-cookie" in named:
             return make(headers, None)
@@ -213,28 +221,54 @@ class Heads:
         varied = None if stored is None else stored.vary
         states = tuple([(part.name, part.text) for part in parts]) if parts else ()
         key = (id(downstream), status, exchange.outcome, varied, origin, close, (*spent,), states, deciding)
-        form = self._forms.get(key, _UNKNOWN)
-        if form is None:
+        template = self._forms.get(key, _UNKNOWN)
+        if template is None:
             return make(headers, None)
-        if form is _UNKNOWN:
+        if template is _UNKNOWN:
             head = make(headers, None)
             if len(head) + len(origin or "") <= _LONGEST_FORM:
                 _keep(self._forms, key, _ONCE, most=_MOST_FORMS)
             return head
         elapsed = time.perf_counter() - exchange.began
-        order = sorted(spent, key=_CACHE_FIRST) if len(spent) > 1 else spent
-        values += [b"%.3f" % (spent[activity] * 1000) for activity in order]
-        if parts:
-            values += [b"%.3f" % (part.seconds * 1000) for part in parts]
-        values += (exchange.request_id.encode("ascii"), b"%.6f" % elapsed, b"%.3f" % (elapsed * 1000))
-        if form is not _ONCE and form.downstream is downstream:
-            return form.filled(values)
+        _add_times(values, exchange, elapsed)
+        if template is not _ONCE and template.downstream is downstream:
+            if form is not None and not parts:
+                by_form = (form, len(headers), exchange.outcome, origin, close, (*spent,))
+                _keep(self._by_form, by_form, template, most=_MOST_FORMS)
+            return template.filled(values)
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
         head = make(headers, texts)
-        form = _form(downstream, deciding, len(spent) + len(parts), make)
-        form = form if form is not None and form.gives(head, values) else None
-        _keep(self._forms, key, form, most=_MOST_FORMS)
+        template = _form(downstream, deciding, len(spent) + len(parts), make)
+        template = template if template is not None and template.gives(head, values) else None
+        _keep(self._forms, key, template, most=_MOST_FORMS)
         return head
+
+    def of_form(
+        self, exchange: RequestContext, form: object, headers: Headers, origin: str | None, *, close: bool
+    ) -> bytes | None:
+        """The same for a response of a known `form`, none of whose values has a control character; None where it has no
+        template yet, or more than the form decides."""
+        if exchange.parts or exchange.rate_limit:
+            return None
+        spent = exchange.spent
+        key = (form, len(headers), exchange.outcome, origin, close, (*spent,))
+        template = self._by_form.get(key)
+        if template is None or template.downstream is not exchange.downstream:
+            return None
+        values = [value for _, value in headers]
+        values.append(b"" if template.control is None else values[template.control][len(_LIFETIME) :])
+        _add_times(values, exchange, time.perf_counter() - exchange.began)
+        return template.filled(values)
+
+
+def _add_times(values: list[bytes], exchange: RequestContext, elapsed: float) -> None:
+    """Add what the diagnostic fields of a response say: its durations, its ID, and the time it has taken (seconds)."""
+    spent = exchange.spent
+    order = sorted(spent, key=_CACHE_FIRST) if len(spent) > 1 else spent
+    values += [b"%.3f" % (spent[activity] * 1000) for activity in order]
+    if exchange.parts:
+        values += [b"%.3f" % (part.seconds * 1000) for part in exchange.parts]
+    values += (exchange.request_id.encode("ascii"), b"%.6f" % elapsed, b"%.3f" % (elapsed * 1000))
 
 
 _UNKNOWN, _ONCE = _Form(NOTHING, b"", (0,)), _Form(NOTHING, b"", (0,))
@@ -250,7 +284,8 @@ def _form(downstream: Downstream, deciding: Deciding, timed: int, make: MakeHead
     request_id, seconds, total = (_slot(next(places)).decode() for _ in range(3))
     head = make(_marked(deciding), Texts(request_id, seconds, total, lambda _: durations.pop(0)))
     template, order = _template(head, len(deciding))
-    return _Form(downstream, template, order) if deciding.index(_DATE) in order else None
+    control = deciding.index(_CONTROL) if _CONTROL in deciding else None
+    return _Form(downstream, template, order, control) if deciding.index(_DATE) in order else None
 
 
 class HitHeads:

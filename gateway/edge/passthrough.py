@@ -271,15 +271,18 @@ class PassThroughRequest(msgspec.Struct, eq=False):
         body = whole.content if type(whole) is WholeBody else whole
         if type(body) is not bytes or status != 200:
             return False
-        named = dict(answer.headers)
-        if b"content-length" not in named or not _NOT_WHOLE.isdisjoint(named):
-            return False
-        if body is not whole and named[b"content-length"] != b"%d" % len(body):
-            return False  # `_send` ends the connection where the length is wrong
+        heads, close = self._pass_through.heads, self._close
         origin = None if self._pass_through.cors is None else first(exchange.headers, b"origin")
-        make, close = self._whole_head, self._close
-        head = self._pass_through.heads.head(exchange, status, answer.headers, named, origin, make, close=close)
-        _check_head(head)
+        form, fields = answer.form, answer.headers
+        head = None if form is None else heads.of_form(exchange, form, fields, origin, close=close)
+        if head is None:
+            named = dict(fields)
+            if b"content-length" not in named or not _NOT_WHOLE.isdisjoint(named):
+                return False
+            if body is not whole and named[b"content-length"] != b"%d" % len(body):
+                return False  # `_send` ends the connection where the length is wrong
+            head = heads.head(exchange, status, fields, named, origin, self._whole_head, close=close, form=form)
+            _check_head(head)
         self._begun = True
         if exchange.method == "HEAD":
             body = b""

@@ -3,6 +3,8 @@
 This module has no connections and no time. Whatever two readers could interpret differently is refused (RFC 9112 §6.3):
 different lengths, a length together with a transfer coding, another coding than `chunked`. Unambiguous deviations are
 accepted: lines that end with a bare line feed (§2.2), folded lines (§5.2).
+
+The heads of an upstream have few forms. `HeadForms` recognises them, so that what follows from a form is decided once.
 """
 
 from __future__ import annotations
@@ -40,6 +42,15 @@ class TooLarge(Malformed):
     """A head is larger than the settings allow; the message names the setting."""
 
 
+class Fields(list[tuple[bytes, bytes]]):
+    """The fields of a response as received, and the form of its head, if that is known. They are not changed in
+    place."""
+
+    __slots__ = ("form",)
+
+    form: HeadForm | None
+
+
 class Head(msgspec.Struct, frozen=True):
     """A head. `length` is the body's in bytes; None if it is chunked, or ends with the connection.
 
@@ -49,7 +60,7 @@ class Head(msgspec.Struct, frozen=True):
     """
 
     status: int
-    fields: list[tuple[bytes, bytes]]
+    fields: Fields
     length: int | None
     chunked: bool
     keeps: bool
@@ -81,12 +92,15 @@ def _read_status(line: bytes) -> tuple[int, bool]:
     return int(match[2]), match[1] == b"0"
 
 
-def _fields(block: bytes, most: int) -> list[tuple[bytes, bytes]]:
+def _fields(block: bytes, most: int) -> Fields:
     """The fields in a block of lines, none of which is folded. Raises Malformed."""
     lines = block.split(b"\n")[:-2]  # without the empty line, and what follows its end
     if len(lines) > most:
         raise TooLarge(f"its head has {len(lines)} fields, more than max_response_fields ({most})")
-    return [field for line in lines if (field := (_field if len(line) <= _REMEMBERED else _read_field)(line))]
+    found = [field for line in lines if (field := (_field if len(line) <= _REMEMBERED else _read_field)(line))]
+    fields = Fields(found)
+    fields.form = None
+    return fields
 
 
 def _read_field(line: bytes) -> tuple[bytes, bytes] | None:
@@ -104,7 +118,7 @@ _status = lru_cache(maxsize=64)(_read_status)
 _field = lru_cache(maxsize=4096)(_read_field)
 
 
-def _framed(status: int, fields: list[tuple[bytes, bytes]], *, old: bool, bodiless: bool) -> Head:
+def _framed(status: int, fields: Fields, *, old: bool, bodiless: bool) -> Head:
     length: int | None = None
     chunked = False
     keeps, closes = not old, False
@@ -205,3 +219,129 @@ class Chunks:
         if self._most < 0:
             raise Malformed("trailers that are too large")
         _read_field(line)
+
+
+_CONSTANT = frozenset(
+    (
+        *(b"connection", b"content-encoding", b"content-type", b"expires", b"pragma", b"set-cookie", b"set-cookie2"),
+        *(b"surrogate-control", b"transfer-encoding", b"vary", b"x-accel-expires"),
+    )
+)
+_MOST_FORMS = 256
+_LONGEST_FORM = 4096
+"""Bytes of a head up to which its form is noted."""
+_TIMES = 64
+"""How often a form has come when a pattern is made to read its heads: that takes as long as to read a hundred."""
+_VALUE = rb"((?![ \t])[^\x00-\x08\x0a-\x1f\x7f]*(?<![ \t]))"
+_LENGTH_VALUE = rb"([0-9]{1,18})"
+
+
+class HeadForm:
+    """What heads of status 200 have in common that have the same fields in the same order, none twice, and the same
+    values in those that are `constant`: all whose values may decide anything. The values of the others, lengths, dates
+    and ages among them, are copied or read each time.
+
+    There is one object for each form of an upstream, by whose identity others keep what follows from it.
+    """
+
+    __slots__ = ("_chunked", "_head", "_length", "_pattern", "_times", "constant", "names")
+
+    def __init__(self, head: Head) -> None:
+        self.names = tuple([name for name, _ in head.fields])
+        self.constant = frozenset(filter(_is_constant, self.names))
+        self._length = self.names.index(b"content-length") if b"content-length" in self.names else -1
+        self._head = head
+        """The last one of the form."""
+        self._pattern: re.Pattern[bytes] | None = None
+        self._times = 0
+
+    def __repr__(self) -> str:
+        return f"<HeadForm {b', '.join(self.names).decode('latin-1')}>"
+
+    def came(self, data: bytes, head: Head) -> bool:
+        """Note that `data` was read as `head`, which has this form; whether it `matches` from now on."""
+        self._head = head
+        self._times += 1
+        if self._times == _TIMES:
+            pattern = _pattern_of(data)
+            match = pattern.fullmatch(data)
+            if match is not None and [*zip(self.names, match.groups(), strict=False)] == head.fields:
+                self._pattern = pattern
+        return self._pattern is not None
+
+    def match(self, data: bytes) -> tuple[Head, int] | None:
+        """The head at the beginning of `data`, and its end, if it has this form."""
+        match = None if self._pattern is None else self._pattern.match(data)
+        if match is None:
+            return None
+        last, values = self._head, match.groups()
+        # Equal fields are one object, as thousands of responses may be stored with them.
+        pairs = zip(last.fields, values, strict=False)  # of a pattern that has given as many fields
+        fields = Fields([pair if pair[1] == value else (pair[0], value) for pair, value in pairs])
+        fields.form = self
+        length = int(values[self._length]) if self._length >= 0 else None
+        self._head = head = Head(200, fields, length, last.chunked, last.keeps)
+        return head, match.end()
+
+
+class HeadForms:
+    """The forms of one upstream's heads that came more than once, at most 256."""
+
+    __slots__ = ("_known", "_last")
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], HeadForm | None] = {}
+        self._last: HeadForm | None = None
+
+    def __len__(self) -> int:
+        return sum(form is not None for form in self._known.values())
+
+    def match(self, data: bytes) -> tuple[Head, int] | None:
+        """The head at the beginning of `data`, and its end, if it has the form that came last: the same as `read_head`
+        reads. None says nothing about it."""
+        return None if self._last is None else self._last.match(data)
+
+    def note(self, data: bytes, head: Head) -> None:
+        """Note the form of a head that was read from `data`, for its fields to have it if it came before."""
+        if len(data) > _LONGEST_FORM:
+            return
+        fields = head.fields
+        key = (head.keeps, head.chunked, *[pair if _is_constant(pair[0]) else pair[0] for pair in fields])
+        form = self._known.get(key)
+        if form is None:
+            seen = key in self._known
+            form = HeadForm(head) if seen else None
+            if form is not None and len(set(form.names)) < len(form.names):
+                return
+            if len(self._known) >= _MOST_FORMS and not seen:
+                self._known.clear()
+            self._known[key] = form
+        if form is not None:
+            fields.form = form
+            if form.came(data, head):
+                self._last = form
+
+
+@lru_cache(maxsize=1024)
+def _is_constant(name: bytes) -> bool:
+    return name in _CONSTANT or name.endswith(b"cache-control") or name.startswith(b"access-control-")
+
+
+def _pattern_of(head: bytes) -> re.Pattern[bytes]:
+    """A pattern for heads with the same lines as this one, which has been read, but for values that are not constant;
+    its groups are the values of the fields that `read_head` returns."""
+    line, *lines = head[:-4].split(b"\r\n")
+    pieces = [re.escape(line)]
+    for line in lines:
+        raw, _, text = line.partition(b":")
+        name, value = raw.lower(), text.strip(b" \t")
+        before = re.escape(raw + b":" + text[: len(text) - len(text.lstrip(b" \t"))])
+        if name in SOFTWARE:
+            pieces.append(before + _VALUE.replace(b"(", b"(?:", 1))
+        elif name == b"content-length":
+            pieces.append(before + _LENGTH_VALUE)
+        elif _is_constant(name):
+            pieces.append(before + b"(" + re.escape(value) + b")" + re.escape(text[len(text.rstrip(b" \t")) :]))
+        else:
+            pieces.append(before + _VALUE)
+    return re.compile(b"\r\n".join(pieces) + b"\r\n\r\n")

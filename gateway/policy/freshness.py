@@ -260,17 +260,20 @@ _SHORT = 512
 """Bytes of them up to which it is kept whether they allow a coding: an upstream sends the same few over and over."""
 
 
-def is_compressible(stored: Entry, rules: CachePolicy) -> bool:
+def is_compressible(stored: Entry, rules: CachePolicy, *, is_text: bool | None = None) -> bool:
     """Whether a stored response may be served in another coding: if the gateway itself requested it uncompressed, as it
-    does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6)."""
+    does on routes with a duration, and there is no `no-transform` (RFC 9111 §5.2.2.6). `is_text` is what `has_text`
+    says of its fields, if that is known."""
     if rules.ttl is None or stored.status != 200 or len(stored.body) < SMALLEST_CODED:
         return False
+    if is_text is not None:
+        return is_text
     telling = tuple([pair for pair in stored.headers if pair[0] in _TELLING])
     short = sum([len(name) + len(value) for name, value in telling]) <= _SHORT
-    return (_known_text if short else _has_text)(telling)
+    return (_known_text if short else has_text)(telling)
 
 
-def _has_text(headers: Headers) -> bool:
+def has_text(headers: Headers) -> bool:
     """Whether a response with these fields has a text that may be sent in another coding."""
     media = (first(headers, b"content-type") or "").partition(";")[0].strip().lower()
     return (
@@ -280,7 +283,7 @@ def _has_text(headers: Headers) -> bool:
     )
 
 
-_known_text = lru_cache(maxsize=512)(_has_text)
+_known_text = lru_cache(maxsize=512)(has_text)
 
 
 # --- invalidation ------------------------------------------------------------------------------------------

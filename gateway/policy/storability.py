@@ -6,8 +6,10 @@ Field names are parsed in `headers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
+from operator import itemgetter
+from typing import Any
 
 import msgspec
 
@@ -30,7 +32,9 @@ from gateway.http.headers import (
     values,
     vary_names,
 )
+from gateway.http.response_parser import Fields, HeadForm
 from gateway.policy.entry import NEVER_STORED_STATUS, Life
+from gateway.policy.freshness import has_text
 from gateway.policy.keys import Plan, holds_identity
 from gateway.policy.rules import DAY, NEGATIVE_STATUSES, CachePolicy, RequestDirectives
 
@@ -54,6 +58,8 @@ class Admit(msgspec.Struct, frozen=True):
     vary: tuple[str, ...]
     initial_age: float
     tags: tuple[str, ...] = ()
+    form: StoredForm | None = None
+    """What the response has in common with others that were stored by the same rules, if that is known."""
     """Those that the upstream gave it."""
 
 
@@ -139,24 +145,63 @@ def admit(
     if rules.off:
         return Refuse("off")
     headers = received.headers
+    identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
+    form = headers.form if type(headers) is Fields else None
+    of_form = form, identity, facts.authorized
+    known: StoredForm | None = None if form is None else rules.terms.get(of_form)
+    if known is not None:
+        return known.admitted(received)
     named = dict(reversed(headers))  # the first line of a name counts
     decisive = tuple([pair if pair[0] in _DECISIVE else pair[:1] for pair in headers if pair[0] in _DECIDING])
-    identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
     deciding = received.status, decisive, identity, facts.authorized
     terms: _Terms | Refuse | None = rules.terms.get(deciding)
     if terms is None:
         terms = _terms(received, rules, *identity, authorized=facts.authorized)
         short = sum(map(len, chain(*identity, *decisive))) <= _SHORT
         if short and (named.keys().isdisjoint(_DATED) or _is_undated(headers, terms)):
-            if len(rules.terms) >= _MOST_TERMS:
-                rules.terms.clear()
-            rules.terms[deciding] = terms
+            _keep(rules, deciding, terms)
+    elif form is not None and isinstance(terms, _Terms) and (known := _form(form, headers, terms)) is not None:
+        _keep(rules, of_form, known)
     if isinstance(terms, Refuse):
         return terms
     dropped = terms.dropped
     stored = tuple([pair for pair in headers if pair[0] not in dropped])
     tags = () if TAG_FIELDS.isdisjoint(named) else tags_of(headers)
     return Admit(terms.life, stored, terms.vary, initial_age(received, named), tags)
+
+
+class StoredForm(msgspec.Struct, frozen=True, eq=False):
+    """What is the same for all responses whose heads have one form, and that are stored by the same rules."""
+
+    life: Life
+    vary: tuple[str, ...]
+    pick: Callable[[Headers], tuple[tuple[bytes, bytes], ...]]
+    """The fields that are stored."""
+    names: frozenset[bytes]
+    """Those of the fields that are stored."""
+    date: int
+    """The place of `Date` among the fields received."""
+    is_text: bool
+    """Whether a body may be sent in another coding, as `freshness.has_text` says."""
+
+    def admitted(self, received: ReceivedResponse) -> Admit:
+        headers = received.headers
+        age = _apparent_age(received, headers[self.date][1])
+        return Admit(self.life, self.pick(headers), self.vary, age, (), self)
+
+
+def _form(form: HeadForm, headers: Headers, terms: _Terms) -> StoredForm | None:
+    """The form in which responses of a head form are stored by `terms`; None where more than its constant fields
+    decides, or is read."""
+    if b"date" not in form.names or not _READ.isdisjoint(form.names):
+        return None
+    places = [place for place, name in enumerate(form.names) if name not in terms.dropped]
+    if len(places) < 2 or not form.constant.issuperset(_DECISIVE.intersection(form.names)):
+        return None  # of one place an itemgetter gives no tuple
+    pick = itemgetter(*places)
+    stored = pick(headers)
+    names, date = frozenset([name for name, _ in stored]), form.names.index(b"date")
+    return StoredForm(terms.life, terms.vary, pick, names, date, has_text(stored))
 
 
 class _Terms(msgspec.Struct, frozen=True):
@@ -171,6 +216,14 @@ _SHORT = 512
 """Bytes of decisive fields up to which the terms are kept."""
 _MOST_TERMS = 64
 """Terms that are kept with the rules of one route."""
+_READ = TAG_FIELDS | {b"age"}
+"""Fields of which more is read for each response than whether there are any, beside `Date`."""
+
+
+def _keep(rules: CachePolicy, deciding: Any, terms: _Terms | Refuse | StoredForm) -> None:
+    if len(rules.terms) >= _MOST_TERMS:
+        rules.terms.clear()
+    rules.terms[deciding] = terms
 
 
 def _is_undated(headers: Headers, terms: _Terms | Refuse) -> bool:
@@ -367,12 +420,18 @@ def _not_kept(headers: Headers, directives: CacheControl) -> frozenset[bytes]:
 def initial_age(received: ReceivedResponse, named: Mapping[bytes, bytes]) -> float:
     """The corrected initial age (RFC 9111 §4.2.3): the greater of what `Date` and `Age` make it. `named` has the first
     line of each field."""
-    arrived, dated = received.arrived, named.get(b"date", b"")
-    date = date_on(dated[:DATE_LENGTH].decode("latin-1"), arrived // DAY)
+    apparent = _apparent_age(received, named.get(b"date", b""))
+    if b"age" not in named:
+        return apparent
+    return max(apparent, parse_age(received.headers) + max(0.0, received.arrived - received.sent))
+
+
+def _apparent_age(received: ReceivedResponse, dated: bytes) -> float:
+    """The age by the value of `Date`, or none."""
+    arrived, date = received.arrived, date_on(dated[:DATE_LENGTH].decode("latin-1"), received.arrived // DAY)
     delay = max(0.0, arrived - received.sent)
     # `Date` has whole seconds: an upstream on our own clock must not make every response a second old.
-    apparent = 0.0 if date is None or arrived - date < 1.0 + delay else arrived - date
-    return max(apparent, parse_age(received.headers) + delay) if b"age" in named else apparent
+    return 0.0 if date is None or arrived - date < 1.0 + delay else arrived - date
 
 
 def has_validator(headers: Headers) -> bool:

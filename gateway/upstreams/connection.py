@@ -14,17 +14,25 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
-from typing import Any, cast
+from typing import cast
 
-from gateway.http.response_parser import MOST_FIELDS, Chunks, Head, Malformed, TooLarge, end_of_head, read_head
+from gateway.http.response_parser import (
+    MOST_FIELDS,
+    Chunks,
+    Head,
+    HeadForms,
+    Malformed,
+    TooLarge,
+    end_of_head,
+    read_head,
+)
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
 from gateway.upstreams.connection_end import ends_on_purpose
 from gateway.upstreams.httpx_api import httpx
 from gateway.upstreams.name_resolution import Name
-from gateway.upstreams.request import Attempt, Deadline, Interim, ReceivedHead
+from gateway.upstreams.plain_body import Answer, PlainBody
+from gateway.upstreams.request import Attempt, Interim, ReceivedHead
 from gateway.upstreams.sockets import acknowledge, host_of, peer_of
 
 QUIET = 1.0
@@ -33,96 +41,8 @@ content: servers that wrongly send it do so within that time."""
 MOST_INTERIM = 32
 """Interim responses (1xx) before a final one, each of which may be as large as a head may be."""
 TOO_MANY_INTERIM = f"more than {MOST_INTERIM} interim responses"
-MOST_WAITING = 2**17
-"""Bytes of a body that wait to be read, from which on no more are received."""
-Answer = asyncio.Future[ReceivedHead]
 ENDED = httpx.ByteStream(b"")
 """The stream of a response whose content came with its head."""
-
-
-class PlainBody(httpx.AsyncByteStream):
-    """A response's body, as received: whole or an error.
-
-    `patience` (seconds) is the longest time to wait for a piece. Its connection goes back to the pool when all has
-    come, whether it was read or not.
-    """
-
-    __slots__ = ("_connection", "_error", "_pieces", "_waiter", "answers", "ended", "patience", "size")
-
-    def __init__(self, connection: PlainConnection, answers: Answer, patience: float | None) -> None:
-        self.answers: Answer | None = answers
-        self.patience = patience
-        self._connection = connection
-        self._pieces: deque[bytes] = deque()
-        self.size = 0
-        self.ended = False
-        self._error: httpx.TransportError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def ready(self) -> bytes | None:
-        """What has come already; empty where the body has ended; None where one must wait, or it broke off."""
-        pieces = self._pieces
-        if not pieces:
-            return b"" if self.ended else None
-        piece = pieces.popleft() if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        if self.size > MOST_WAITING:
-            self._connection.go_on(self)
-        self.size = 0
-        return piece
-
-    async def piece(self) -> bytes:
-        """The next of it, which is waited for; empty where it has ended. Raises httpx.TransportError."""
-        while (piece := self.ready()) is None:
-            if self._error is not None:
-                raise self._error
-            if not await self.comes(self.patience):
-                raise httpx.ReadTimeout("timed out reading the body")
-        return piece
-
-    async def __aiter__(self) -> Any:
-        while piece := await self.piece():
-            yield piece
-
-    def wait_longer(self) -> None:
-        self.patience = None
-
-    async def comes(self, seconds: float | None) -> bool:
-        """Whether a piece, the end or an error comes within so many seconds. Nothing is lost where none does."""
-        if self._pieces or self.ended or self._error is not None:
-            return True
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            with nullcontext() if seconds is None else Deadline(seconds):
-                await self._waiter
-        except TimeoutError:
-            return False
-        finally:
-            self._waiter = None
-        return True
-
-    async def aclose(self) -> None:
-        if not self.ended:
-            self._connection.close()
-
-    def came(self, piece: bytes) -> bool:
-        """Whether more may come; False where enough waits to be read."""
-        self._pieces.append(piece)
-        self.size += len(piece)
-        self._wake()
-        return self.size <= MOST_WAITING
-
-    def end(self) -> None:
-        self.ended = True
-        self._wake()
-
-    def fail(self, error: httpx.TransportError) -> None:
-        self._error = self._error or error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class PlainConnection(asyncio.Protocol):
@@ -251,6 +171,10 @@ class PlainConnection(asyncio.Protocol):
         if self._buffer:
             start, data = max(0, len(self._buffer) - 2), self._buffer + data
         else:
+            found = None if self._bodiless else self._pool.forms.match(data)
+            if found is not None and found[1] <= self._max_head:
+                self._begin(found[0], data[found[1] :])
+                return
             data = data.lstrip(b"\r\n")  # some servers send an empty line behind a body
         while True:
             end = end_of_head(data, start)
@@ -259,12 +183,15 @@ class PlainConnection(asyncio.Protocol):
             if not end:
                 self._buffer = data[at:]
                 return
+            before = at
             head = read_head(data[at:end], bodiless=self._bodiless, most_fields=self._max_fields)
             at = start = end
             if head.status >= 200:
                 break
             self._before_the_answer(head)
         self._buffer = b""
+        if head.status == 200 and not self._bodiless:
+            self._pool.forms.note(data[before:at], head)
         self._begin(head, data[at:])
 
     def _before_the_answer(self, head: Head) -> None:
@@ -365,6 +292,8 @@ class Pool:
         self._watched: set[PlainConnection] = set()
         """Those that must be silent for a while before they are used again."""
         self._sweeping: asyncio.TimerHandle | None = None
+        self.forms = HeadForms()
+        """Those of the heads that came on its connections."""
         self.several: dict[str, Name] = {}
         """The hosts that lead to several addresses: requests go to them in turn."""
 

@@ -28,9 +28,9 @@ from gateway.http.request_parser import BAD_IN_VALUE, NAME
 from gateway.policy.entry import DerivedFrom
 from gateway.policy.storability import is_endless
 from gateway.upstreams.aiohttp_errors import HeadTooLarge
-from gateway.upstreams.connection import PlainBody
 from gateway.upstreams.failure_causes import cause_of
 from gateway.upstreams.httpx_api import httpx
+from gateway.upstreams.plain_body import PlainBody
 from gateway.upstreams.request import Deadline, ReceivedHead
 
 

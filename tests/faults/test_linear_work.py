@@ -17,7 +17,8 @@ from gateway.http.request_parser import ChunkedBody, LengthBody, Limits
 from gateway.http.response_parser import Chunks
 from gateway.routing.location import replaced
 from gateway.testing import StubUpstream
-from gateway.upstreams.connection import PlainBody, PlainConnection, Pool
+from gateway.upstreams.connection import PlainConnection, Pool
+from gateway.upstreams.plain_body import PlainBody
 from gateway.upstreams.receiver import _end_of_head
 from tests.support.gateways import gateway, json_answer, served
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.context import Outcome, PartState, RequestContext, Result
 from gateway.edge.head_template import (
+    _DECISIVE,
     CLOSES,
     KEEPS,
     MARK,
@@ -19,6 +20,7 @@ from gateway.edge.head_template import (
     Heads,
     HitHeads,
     MakeHead,
+    _decides,
     head_of,
     interim_head,
     lines_of,
@@ -27,6 +29,7 @@ from gateway.edge.head_template import (
 )
 from gateway.http.field_changes import NO_CHANGES, FieldChanges
 from gateway.http.headers import Headers
+from gateway.http.response_parser import HeadForm, read_head
 from gateway.observability.response_headers import Texts, complete, diagnostics, in_milliseconds
 from gateway.policy.downstream import NOTHING, Downstream
 from gateway.policy.keys import Keying
@@ -172,6 +175,36 @@ def test_a_head_by_a_template_is_the_one_that_is_made(keying: Keying, spent: tup
     others += [(b"etag", b'W/"\xe4%"'), (b"content-length", b"123456")]
     assert lines(head(heads, second, others, unused)) == lines(Making(second)(others, None))
     assert (making.made, unused.made) == (3, 0)
+
+
+@pytest.mark.parametrize("spent", [("upstream",), ("upstream", "cache")])
+def test_a_head_by_the_form_of_its_response_is_the_one_that_is_made(spent: tuple[str, ...]) -> None:
+    heads, form = Heads(), object()
+    assert heads.of_form(missed("id"), form, TAGGED, None, close=False) is None
+    for number in range(3):
+        exchange = missed(f"id-{number}", spent=spent)
+        heads.head(exchange, 200, TAGGED, dict(TAGGED), None, Making(exchange), close=False, form=form)
+    others = [(name, b"max-age=7" if name == b"cache-control" else b"a/b; c=100%") for name, _ in TAGGED]
+    exchange = missed("id-9", spent=spent)
+    by_form = heads.of_form(exchange, form, others, None, close=False)
+    assert by_form is not None
+    assert lines(by_form) == lines(Making(exchange)(others, None))
+    assert heads.of_form(exchange, form, others, "https://a.test", close=False) is None
+    assert heads.of_form(exchange, form, others, None, close=True) is None
+    assert heads.of_form(exchange, form, others[:-1], None, close=False) is None
+    assert heads.of_form(exchange, object(), others, None, close=False) is None
+    exchange.rate_limit = ((b"ratelimit", b"1"),)
+    assert heads.of_form(exchange, form, others, None, close=False) is None
+    other = missed("id-9", keying=OWN, spent=spent)
+    assert heads.of_form(other, form, others, None, close=False) is None
+
+
+def test_what_decides_about_a_head_has_one_value_in_a_form() -> None:
+    names = {*_DECISIVE, b"cache-control", b"x-cache-control", b"access-control-allow-origin"}
+    assert all(_decides(name) for name in names)
+    lines = b"".join(name + b": a\r\n" for name in sorted(names - {b"transfer-encoding"}))
+    form = HeadForm(read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"X-Other: a\r\n\r\n", bodiless=False))
+    assert form.constant == names - {b"transfer-encoding"}
 
 
 def joined(request_id: str, *states: str, spent: tuple[str, ...] = ("upstream",)) -> RequestContext:

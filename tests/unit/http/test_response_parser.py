@@ -9,7 +9,6 @@ import pytest
 
 from gateway.errors import UpstreamError, UpstreamMalformed, UpstreamUnreachable
 from gateway.http.response_parser import Chunks, Malformed, TooLarge, end_of_head, read_head
-from gateway.upstreams.connection import MOST_WAITING
 from gateway.upstreams.request import Attempt, UpstreamTimeouts
 from gateway.upstreams.transport import Transport
 from tests.support.raw import OK, Connection, ask, raw_upstream, speaking_to
@@ -306,32 +305,6 @@ async def test_a_head_that_never_ends_is_refused_at_its_limit() -> None:
         upstream = speaking_to(raw)
         with pytest.raises(UpstreamMalformed):
             await ask(upstream)
-        await upstream.aclose()
-
-
-async def test_a_body_that_nobody_reads_is_received_no_further_than_its_bound() -> None:
-    sent, size = asyncio.Event(), 64 * MOST_WAITING
-
-    async def script(connection: Connection) -> None:
-        await connection.request()
-        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
-        for _ in range(64):
-            await connection.send(b"x" * MOST_WAITING)
-        sent.set()
-
-    async with raw_upstream(script) as raw:
-        upstream = speaking_to(raw)
-        fetched = await upstream.fetch("GET", "/", [])
-        stream = fetched.body._response.stream  # type: ignore[attr-defined]
-        while stream.size <= MOST_WAITING:
-            await asyncio.sleep(0)
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert stream.size < 8 * MOST_WAITING
-        assert not sent.is_set()
-        body = await fetched.body.whole(2 * size)
-        assert body is not None
-        assert len(body) == size
         await upstream.aclose()
 
 

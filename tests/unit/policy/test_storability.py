@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.http.headers import http_date
+from gateway.http.response_parser import HeadForms, read_head
 from gateway.policy.entry import Life
+from gateway.policy.freshness import has_text
 from gateway.policy.keys import Keying, Plan, plan
 from gateway.policy.rules import DAY, PLAIN, CachePolicy, RequestDirectives
 from gateway.policy.storability import (
@@ -332,6 +336,47 @@ def test_terms_by_decisive_fields_are_those_by_all(
             assert verdict == structs.replace(other, headers=kept)
         else:
             assert verdict == other
+
+
+@given(
+    heads=st.lists(st.tuples(_LINES, st.integers(1, 4)), min_size=1, max_size=4),
+    rules=st.sampled_from(_RULES),
+    plan=st.sampled_from(_PLANS),
+    authorized=st.booleans(),
+)
+def test_terms_by_the_form_of_a_head_are_those_by_all_its_fields(
+    heads: list[tuple[list[tuple[bytes, bytes]], int]], rules: CachePolicy, plan: Plan | None, authorized: bool
+) -> None:
+    forms, rules = HeadForms(), replace(rules)
+    for lines, times in heads:
+        data = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n"
+        for number in range(times):
+            head = read_head(data.replace(b'"1"', b'"%d"' % number), bodiless=False)
+            forms.note(data, head)
+            received = ReceivedResponse(200, head.fields, 1_800_000_000.0, 1_800_000_000.5)
+            facts = RequestDirectives(authorized=authorized)
+            verdict = admit(received, facts, rules, plan)
+            plain = admit(structs.replace(received, headers=[*head.fields]), facts, replace(rules), plan)
+            if isinstance(verdict, Admit):
+                if verdict.form is not None:
+                    assert verdict.form.names == {name for name, _ in verdict.headers}
+                    assert verdict.form.is_text == has_text(verdict.headers)
+                verdict = structs.replace(verdict, form=None)
+            assert verdict == plain
+
+
+def test_a_head_whose_form_is_known_is_judged_by_that() -> None:
+    forms, rules = HeadForms(), CachePolicy()
+    data = b"HTTP/1.1 200 OK\r\nDate: a\r\nETag: 1\r\nCache-Control: max-age=9\r\n\r\n"
+    seen = []
+    for _ in range(4):
+        head = read_head(data, bodiless=False)
+        forms.note(data, head)
+        verdict = admit(ReceivedResponse(200, head.fields, 5.0, 5.0), PLAIN, rules)
+        assert isinstance(verdict, Admit)
+        seen.append(verdict.form)
+    assert seen[:2] == [None, None]
+    assert seen[3] is not None
 
 
 def test_what_a_response_has_beside_decides_nothing() -> None:

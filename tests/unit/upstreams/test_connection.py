@@ -13,7 +13,6 @@ import pytest
 
 from gateway.errors import UpstreamError
 from gateway.testing import TurnedClock, running
-from gateway.upstreams.connection import PlainBody, PlainConnection, Pool
 from gateway.upstreams.request import Attempt, UpstreamTimeouts
 from gateway.upstreams.transport import Transport
 from tests.support.gateways import gateway
@@ -267,16 +266,3 @@ async def test_requests_beyond_the_limit_of_connections_wait_for_one_or_give_up(
         assert await asyncio.gather(waiting[0], *waiting[2:]) == [200, 200, 200]
         assert transport.connections_in_use == 0
         await upstream.aclose()
-
-
-async def test_a_wait_for_a_piece_that_ended_loses_nothing_and_an_error_needs_none() -> None:
-    async def connect(origin: str, timeout: float | None) -> PlainConnection:
-        raise AssertionError
-
-    body = PlainBody(PlainConnection(Pool(connect, limit=1, keepalive=1.0), 1000), asyncio.Future(), None)
-    assert not await body.comes(0.0)
-    body.came(b"piece")
-    assert await body.comes(0.0)
-    assert (body.ready(), body.ready()) == (b"piece", None)
-    body.fail(httpx.ReadError("cut"))
-    assert await body.comes(60.0)
