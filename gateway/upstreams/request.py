@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import msgspec
 
@@ -89,33 +90,93 @@ METHODS = frozenset(("GET", "HEAD"))
 """The methods of requests that go out on connections of our own, without aiohttp's objects."""
 
 
-class Deadline:
-    """`asyncio.timeout` for the running task, without coroutines of its own, at half the cost: each fetch has one, and
-    each wait for a piece of a body."""
+RESOLUTION = 0.0005
+"""Seconds: uvloop's timers count in whole milliseconds."""
 
-    __slots__ = ("_asked", "_expired", "_task", "_timer")
+
+class _Queue:
+    """Deadlines of the same length on an event loop, which end in the order in which they began: one timer is enough.
+    It goes on until none is left at its time."""
+
+    __slots__ = ("_queues", "_seconds", "waiting")
+
+    def __init__(self, queues: _Queues, seconds: float) -> None:
+        self.waiting: dict[Deadline, float] = {}
+        """When each ends that is not over. One that is over is gone: nothing keeps what it was for."""
+        self._queues, self._seconds = queues, seconds
+        self._set(seconds)
+
+    def _set(self, seconds: float) -> None:
+        # Without the context of the request that happens to come first, which the timer would keep.
+        self._queues.loop.call_later(seconds, self._expire, context=Context())
+
+    def _expire(self) -> None:
+        now = self._queues.loop.time()
+        over = []
+        for deadline, when in self.waiting.items():
+            if when - now > RESOLUTION:
+                self._set(when - now)
+                break
+            over.append(deadline)
+        else:
+            del self._queues.by_length[self._seconds]
+        for deadline in over:
+            del self.waiting[deadline]
+            deadline.expire()
+
+
+class _Queues:
+    """The queues of an event loop, for lengths that deadlines had twice in a row: others have timers of their own."""
+
+    __slots__ = ("_last", "by_length", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.by_length: dict[float, _Queue] = {}
+        self._last = -1.0
+
+    def of(self, seconds: float) -> _Queue | None:
+        queue = self.by_length.get(seconds)
+        if queue is None and seconds == self._last:
+            queue = self.by_length[seconds] = _Queue(self, seconds)
+        self._last = seconds
+        return queue
+
+
+class Deadline:
+    """`asyncio.timeout` for the running task, without coroutines of its own, and mostly without a timer of its own, at
+    a third of the cost: each fetch has one, and each wait for a piece of a body."""
+
+    __slots__ = ("_asked", "_expired", "_queue", "_task", "_timer", "when")
+    _queues: ClassVar[_Queues | None] = None
+    """Those of the event loop on which a deadline was made last."""
 
     def __init__(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None
         self._task, self._asked, self._expired = task, task.cancelling(), False
-        self._timer = loop.call_later(seconds, self._expire)
-
-    @property
-    def when(self) -> float | None:
+        queues = Deadline._queues
+        if queues is None or queues.loop is not loop:
+            queues = Deadline._queues = _Queues(loop)
+        self.when: float | None = loop.time() + seconds
         """On the event loop's clock; None once it is lifted."""
-        if self._timer.cancelled():
-            return None
-        # uvloop's handle has no time where there is none left.
-        when: Callable[[], float] = getattr(self._timer, "when", asyncio.get_running_loop().time)
-        return when()
+        queue = self._queue = queues.of(seconds)
+        if queue is not None:
+            queue.waiting[self] = self.when
+        else:
+            self._timer = loop.call_later(seconds, self.expire)
 
     def lift(self) -> None:
         """It ends nothing from now on."""
-        self._timer.cancel()
+        self.when = None
+        if self._queue is not None:
+            self._queue.waiting.pop(self, None)
+        else:
+            self._timer.cancel()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Its time has come."""
         self._expired = True
         self._task.cancel()
 
@@ -124,7 +185,7 @@ class Deadline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """Raises TimeoutError in place of the cancellation that it caused."""
-        self._timer.cancel()
+        self.lift()
         if self._expired and self._task.uncancel() <= self._asked and kind is asyncio.CancelledError:
             raise TimeoutError from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from contextvars import ContextVar
 
 import httpx
 import pytest
@@ -129,3 +131,59 @@ async def test_an_error_at_the_deadline_is_not_replaced() -> None:
 
     with pytest.raises(ValueError, match="mine"), Deadline(0.0):
         await fail()
+
+
+async def test_deadlines_of_the_same_length_end_each_at_its_time() -> None:
+    loop = asyncio.get_running_loop()
+    ended: list[str | float] = []
+
+    async def wait(pause: float) -> None:
+        await asyncio.sleep(pause)
+        began = loop.time()
+        # Two turns of the loop after its time: a task takes one to end.
+        late = loop.call_at(began + 0.08, loop.call_soon, loop.call_soon, ended.append, "late")
+        with pytest.raises(TimeoutError), Deadline(0.06):
+            await asyncio.Event().wait()
+        late.cancel()
+        ended.append(pause if loop.time() - began > 0.059 else "early")
+
+    for _ in range(3):
+        with Deadline(0.06):
+            await asyncio.sleep(0.01)  # over, before those that follow
+    async with asyncio.timeout(10.0):
+        await asyncio.gather(*map(wait, (0.02, 0.0, 0.04, 0.0)))
+    assert ended == [0.0, 0.0, 0.02, 0.04]
+
+
+def test_a_deadline_that_is_over_keeps_nothing_of_its_request() -> None:
+    class Request:
+        pass
+
+    kept: list[weakref.ref[Request]] = []
+    current: ContextVar[Request] = ContextVar("current")
+
+    async def fetch() -> None:
+        request = Request()
+        kept.append(weakref.ref(request))
+        current.set(request)
+        with Deadline(60.0):
+            await asyncio.sleep(0)
+
+    async def fetch_several() -> None:
+        for _ in range(3):
+            await asyncio.ensure_future(fetch())
+        await asyncio.sleep(0.001)  # cancelled timers are gone
+        assert not any(ref() for ref in kept)
+
+    uvloop.run(fetch_several())
+
+
+def test_each_event_loop_has_its_own_deadlines() -> None:
+    async def expire() -> None:
+        for _ in range(3):
+            with pytest.raises(TimeoutError), Deadline(0.001):
+                await asyncio.Event().wait()
+
+    with asyncio.Runner() as one, asyncio.Runner(loop_factory=uvloop.new_event_loop) as other:
+        for runner in (one, other, one, other):
+            runner.run(asyncio.wait_for(expire(), 10.0))
