@@ -7,6 +7,7 @@ value, which the engine interprets for each waiting request.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -15,7 +16,6 @@ import msgspec
 from gateway.cache.leases import NO_LEASE, Lease
 from gateway.http.headers import Headers
 from gateway.policy.entry import Entry
-from gateway.policy.keys import short_key
 from gateway.policy.storability import StoredForm
 from gateway.policy.vary import Names
 from gateway.upstreams.response import Fetched
@@ -58,6 +58,8 @@ class NotShareable(msgspec.Struct, frozen=True):
     status: int | None = None
 
 
+_LOOKED = 2
+"""Expired marks that one look-up removes at most: more than are put in its time."""
 Landing = Landed | Failed | NotShareable
 Preview = Callable[[], Entry]
 
@@ -164,30 +166,26 @@ class Flight(msgspec.Struct, eq=False):
             await landing.fetched.body.aclose()
 
 
-class Marks(OrderedDict[str, float]):
-    """Keys with something to remember for a while, such as *uncacheable*; at most `limit`, the oldest go first. Of a
-    long key its digest is kept."""
+class Marks(OrderedDict[int, float]):
+    """Keys with something to remember until an instant, such as *uncacheable*; at most `limit`, the oldest go first. Of
+    a key its hash is kept, as it may have 32 KiB: two keys in 2^64 share one. Those that have expired go as others are
+    looked for, so that it is soon empty again: then nothing need be looked for at all."""
 
     def __init__(self, limit: int = 10_000) -> None:
         super().__init__()
         self._limit = limit
 
     def put(self, key: str, until: float) -> None:
-        key = short_key(key)
-        self[key] = until
-        self.move_to_end(key)
+        hashed = hash(key)
+        self[hashed] = until
+        self.move_to_end(hashed)
         if len(self) > self._limit:
             self.popitem(last=False)
 
     def active(self, key: str, now: float) -> bool:
-        key = short_key(key)
-        until = self.get(key)
-        if until is None:
-            return False
-        if now < until:
-            return True
-        del self[key]
-        return False
-
-    def discard(self, key: str) -> None:
-        self.pop(short_key(key), None)
+        for _ in range(_LOOKED):
+            oldest = next(iter(self), None)
+            if oldest is None or now < self[oldest]:
+                break
+            del self[oldest]
+        return now < self.get(hash(key), -math.inf)

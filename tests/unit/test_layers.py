@@ -169,8 +169,8 @@ def test_nothing_that_executes_what_it_reads_is_imported(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted({*MODULES} - {"cache.memory"})
-)  # whose shards and ghosts never leave the process
+    "module", sorted({*MODULES} - {"cache.memory", "cache.flight"})
+)  # whose shards, ghosts and marks never leave the process
 def test_no_hash_that_differs_in_each_process_is_taken(module: str) -> None:
     assert not [
         node.lineno

@@ -182,12 +182,22 @@ def test_a_mark_can_be_renewed() -> None:
     assert len(marks) == 1
 
 
-def test_a_mark_can_be_discarded() -> None:
+def test_marks_that_have_ended_go_while_others_are_looked_for() -> None:
     marks = Marks()
-    marks.put("a", until=10.0)
-    marks.discard("a")
-    marks.discard("b")
-    assert not marks.active("a", now=0.0)
+    for number in range(5):
+        marks.put(f"{number}", until=10.0)
+    marks.put("a", until=20.0)
+    left = [len(marks) for _ in range(3) if not marks.active("b", now=11.0)]
+    assert left == [4, 2, 1]
+    assert marks.active("a", now=11.0)
+
+
+def test_a_mark_behind_one_that_lasts_ends_in_its_time() -> None:
+    marks = Marks()
+    marks.put("a", until=20.0)
+    marks.put("b", until=10.0)
+    assert not marks.active("b", now=11.0)
+    assert marks.active("a", now=11.0)
 
 
 def test_marks_are_bounded_and_the_oldest_go_first() -> None:
