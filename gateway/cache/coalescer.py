@@ -40,6 +40,7 @@ from gateway.policy.entry import Entry
 from gateway.policy.freshness import Hit
 from gateway.policy.rules import PLAIN
 
+_HELD = Standing.HELD  # a member that is read from its class costs as much as a call
 PATIENCE = 0.5
 """The share of its own timeout that a request waits for the fetch of another process."""
 
@@ -150,7 +151,7 @@ class Coalescer:
             if flight.waiting or flight.abandoned:  # else it has nobody to wake: as it is forgotten, nobody will come
                 await flight.land(landing if landing is not None else _stopping(origin))
         is_kept = isinstance(landing, Landed) and landing.kept and self.is_shared(ask)  # the tier may be back by now
-        if is_kept or flight.lease.standing is Standing.HELD:
+        if is_kept or flight.lease.standing is _HELD:
             if spawns:
                 self._background.begin(partial(self._after, flight, landing))
             else:

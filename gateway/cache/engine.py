@@ -189,20 +189,22 @@ class Engine:
         """The answer to a GET or HEAD. Failures of the upstream are answers too, in Problem Details."""
         if request.plan.bypass is not None:
             return await self.pass_by(request.exchange, "bypass", request.past, detail=request.plan.bypass)
-        found = Found(self.tiers.at_hand(request.wanted), "memory")
-        now = 0.0 if found.stored is None else self.clock.now()  # of no account where nothing is stored
-        decision = freshness.decide(found.stored, request.facts, request.route.rules, now)
+        stored: Entry | None = self.tiers.at_hand(request.wanted)
+        tier: str | None = "memory"
+        now = 0.0 if stored is None else self.clock.now()  # of no account where nothing is stored
+        decision = freshness.decide(stored, request.facts, request.route.rules, now)
         if isinstance(decision, _TO_FETCH) and self._flying.is_shared(request):
-            if found.stored is not None or not request.exchange.looked:
-                found = await self._newer(request, found, self._claim(request))
-            if found.stored is not None:
-                decision = freshness.decide(found.stored, request.facts, request.route.rules, self.clock.now())
+            if stored is not None or not request.exchange.looked:
+                found = await self._newer(request, Found(stored, tier), self._claim(request))
+                stored, tier = found.stored, found.tier
+            if stored is not None:
+                decision = freshness.decide(stored, request.facts, request.route.rules, self.clock.now())
         match decision:
             case Miss():
                 reason = "vary-miss" if self.tiers.has_others(request.wanted) else "miss"
                 return await self._ask_upstream(request, None, reason)
             case Hit():
-                return self._hit(request, decision.stored, found.tier)
+                return self._hit(request, decision.stored, tier)
             case Stale():
                 return self._stale(request, decision)
             case Bypass():
@@ -257,26 +259,22 @@ class Engine:
     # --- fetching -----------------------------------------------------------------------------------------
 
     async def _ask_upstream(self, request: CacheRequest, stale: Entry | None, reason: str) -> Answer:
-        if (
-            stale is not None
-            and self._fetching.is_backing_off(request)
-            and self._fetching.usable_on_error(request, stale)
-        ):
+        fetching, facts = self._fetching, request.facts
+        if stale is not None and fetching.is_backing_off(request) and fetching.usable_on_error(request, stale):
             return self._answering.from_stored(request, stale, Result.STALE_ERROR, detail="resting")
-        if request.facts.ranged and self._fetching.may_send_range(request):
+        if facts.ranged and fetching.may_send_range(request):
             part = self._stored_part(request)
             if part is not None:
                 return part
             return await self._alone(request, stale, "partial" if stale else reason, None, ranged=True)
-        if request.facts.head and request.route.follows_origin:
+        if facts.head and request.route.follows_origin:
             return await self._alone(request, None, reason, None)
-        arrived = self._flying.launched
-        key = self._fetching.flight_key(request)
+        arrived, key = self._flying.launched, fetching.flight_key(request)
         limited = request.exchange.allowance is not None
         if limited and key not in self.flights:
             await self._over_limit(request)  # what it says counts below, where no flight has begun meanwhile
         for _ in range(ATTEMPTS):
-            if self._fetching.is_uncacheable(key):
+            if fetching.is_uncacheable(key):
                 break
             flight = self.flights.get(key)
             if flight is None or self._flying.outlived(request, flight):
@@ -290,10 +288,10 @@ class Engine:
             answer = await self._wait(request, flight, stale, reason, arrived)
             if isinstance(answer, Answer):
                 return answer
-            before, key = key, self._fetching.flight_key(request, flight.vary)
+            before, key = key, fetching.flight_key(request, flight.vary)
             if answer is Useless.TO_ME and key == before:
                 break  # the next fetch for this key would be as useless: no request waits twice for it
-        return await self._alone(request, stale, reason, None, ranged=self._fetching.may_send_range(request))
+        return await self._alone(request, stale, reason, None, ranged=fetching.may_send_range(request))
 
     async def _lead(self, key: str, request: CacheRequest, stale: Entry | None, reason: str) -> Answer:
         """The response of this request's own flight. A request that `stays` continues to the landing even if its client
@@ -305,7 +303,7 @@ class Engine:
         finally:
             exchange.leading = False
         exchange.spent["upstream"] += time.perf_counter() - began
-        if self._fetching.is_asked_again(request, landing):
+        if isinstance(landing, NotShareable) and self._fetching.is_asked_again(request, landing):
             return await self._part_alone(request, landing, stale, reason)
         return self._answering.landed(request, landing, stale, reason, collapsed=False)
 
@@ -347,15 +345,16 @@ class Engine:
         except Overloaded as error:
             landing = Failed(error.status, error=error)
         request.exchange.spent["upstream"] += time.perf_counter() - began
-        if not ranged and self._fetching.is_asked_again(request, landing):
+        if isinstance(landing, NotShareable) and not ranged and self._fetching.is_asked_again(request, landing):
             return await self._part_alone(request, landing, stale, forward)
         if isinstance(landing, Landed) and landing.kept and not request.route.made:
             self.background.spawn(self.tiers.share(landing.stored))
         return self._answering.landed(request, landing, stale, forward, collapsed=False, detail=detail)
 
-    async def _part_alone(self, request: CacheRequest, whole: Landing, stale: Entry | None, forward: str) -> Answer:
+    async def _part_alone(
+        self, request: CacheRequest, whole: NotShareable, stale: Entry | None, forward: str
+    ) -> Answer:
         """The requested part of a `whole` that can't be stored."""
-        assert isinstance(whole, NotShareable)
         await whole.fetched.body.aclose()
         return await self._alone(request, stale, forward, None, ranged=True)
 
@@ -386,7 +385,7 @@ class Engine:
 
     def _refused(self, request: CacheRequest) -> Failed | None:
         """Why a fetch may not start now, known before a lease is taken; None if it may."""
-        governor, under_way = self.governor, self.under_way
+        governor, under_way = self._flying.governor, self._flying.under_way
         if under_way >= governor.limit and not governor.admits_miss(under_way):
             return self._shed(request.origin.name)
         refusal = request.origin.refusal()

@@ -110,8 +110,10 @@ class Fetcher:
                     fetched = await origin.fetch(method, fields)
                     received = ReceivedResponse(fetched.status, fetched.headers, sent, self._clock.now(), stamp)
                     try:
-                        judge = self._judge if whole else self._landing
-                        landing = await judge(fetch, fetched, received)
+                        if whole:
+                            landing = await self._judge(fetch, fetched, received)
+                        else:
+                            landing = await self._landing(fetch, fetched, received)
                     except BaseException:
                         await fetched.body.aclose()
                         raise
@@ -211,20 +213,35 @@ class Fetcher:
             return self._unstorable(fetch, NotShareable(fetched, "end-in-doubt"))
         if request.route.made:
             return self._unstorable(fetch, NotShareable(fetched, "parts"))
-        body: bytes | None
-        if isinstance(fetched.body, WholeBody) and len(fetched.body.content) <= request.route.max_body:
-            body = fetched.body.content
-        else:
-            reason = self._not_whole_just_now(request)
-            if reason is not None:  # each concurrent request would buffer up to the limit for nothing
-                return self._unstorable(fetch, NotShareable(fetched, reason))
-            if fetch.flight is not None:
-                fetch.flight.promise(partial(self._storing.preview, request, received, verdict))
-            body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, fetch.deadline))
-        if body is None:
-            reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
-            self._not_whole[reason].put(self.flight_key(request), self._clock.now() + self._durations.hit_for_miss)
+        whole = fetched.body
+        if isinstance(whole, WholeBody) and len(whole.content) <= request.route.max_body:
+            return self._stored(fetch, fetched, received, verdict, whole.content)
+        return await self._received(fetch, fetched, received, verdict, better=better)
+
+    async def _received(
+        self, fetch: Fetch, fetched: Fetched, received: ReceivedResponse, verdict: Admit, *, better: bool
+    ) -> Landing:
+        """A response that may be kept, once all of its body has come. One without a known end is streamed before that,
+        unless a stale response is `better`, which replaces it if it breaks off."""
+        request = fetch.request
+        reason = self._not_whole_just_now(request)
+        if reason is not None:  # each concurrent request would buffer up to the limit for nothing
             return self._unstorable(fetch, NotShareable(fetched, reason))
+        if fetch.flight is not None:
+            fetch.flight.promise(partial(self._storing.preview, request, received, verdict))
+        body = await fetched.body.whole(request.route.max_body, None if better else _live(fetched, fetch.deadline))
+        if body is not None:
+            return self._stored(fetch, fetched, received, verdict, body)
+        reason = "endless" if isinstance(fetched.body, Body) and fetched.body.live else "too-large"
+        self._not_whole[reason].put(self.flight_key(request), self._clock.now() + self._durations.hit_for_miss)
+        return self._unstorable(fetch, NotShareable(fetched, reason))
+
+    def _stored(
+        self, fetch: Fetch, fetched: Fetched, received: ReceivedResponse, verdict: Admit, body: bytes
+    ) -> Landing:
+        """A response whose whole `body` is here, as an entry; unless the body, or what a handler read to make it, shows
+        that it is for its client alone."""
+        request, unshared = fetch.request, None
         if fetched.reads is not None:
             unshared = _unshared(request, fetched.reads)  # what streams may have read more
             verdict = _varying(verdict, fetched, fetched.reads)
@@ -233,7 +250,7 @@ class Fetcher:
         if unshared is not None:
             whole = Fetched(fetched.status, fetched.headers, WholeBody(body))
             return self._unstorable(fetch, NotShareable(whole, unshared))
-        return self._storing.admitted(request, received, verdict, body, stale)
+        return self._storing.admitted(request, received, verdict, body, fetch.stale)
 
     def _not_whole_just_now(self, request: CacheRequest) -> str | None:
         """Why the last response for the same flights could not be stored, if it was too large, or did not end."""
@@ -331,11 +348,11 @@ class Fetcher:
             return False
         return request.route.follows_origin or self._uncacheable.active(self.flight_key(request), self._clock.now())
 
-    def is_asked_again(self, request: CacheRequest, landing: Landing | None) -> bool:
+    def is_asked_again(self, request: CacheRequest, landing: NotShareable) -> bool:
         """Whether the complete response arrived, is too large to store, and a part of it was requested: the next such
         request is sent to the upstream, and so is this one, instead of reading and discarding everything before the
         part."""
-        if not request.facts.ranged or not isinstance(landing, NotShareable) or landing.reason != "too-large":
+        if not request.facts.ranged or landing.reason != "too-large":
             return False
         if request.route.local or request.route.made:
             return False
