@@ -28,9 +28,8 @@ from gateway.policy.keys import is_identity, plan, primary_key
 from gateway.policy.rules import directives_of
 from gateway.routing.admitting import let_in
 from gateway.routing.declared import has_body, local_path, purge_response
-from gateway.routing.fast_path import BlockCache, FastPath
+from gateway.routing.fast_path import BlockCache, FastPath, InterimClient
 from gateway.routing.responses import AnswerResponse, Client
-from gateway.upstreams.request import Interim
 from gateway.upstreams.response import WholeBody
 
 PARTS = "parts"
@@ -224,7 +223,7 @@ class DirectAggregate:
     def ask(
         self,
         exchange: RequestContext,
-        interim: Interim,
+        client: InterimClient,
         block: BlockCache | None = None,
         *,
         plain: bool = False,

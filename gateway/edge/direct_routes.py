@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
+import msgspec
 from fastapi.routing import RouteContext, iter_route_contexts
 from msgspec import structs
 from starlette.routing import BaseRoute, Mount, Route, compile_path
@@ -21,11 +21,12 @@ from gateway.cache.request import Route as EngineRoute
 from gateway.cache.respond import Answer
 from gateway.context import RequestContext
 from gateway.edge.entries import HeaderBlock
+from gateway.http.headers import Headers
 from gateway.http.target import Slashes, Target
 from gateway.routing.declared import Declared
+from gateway.routing.fast_path import InterimClient
 from gateway.routing.handlers import AskedAgain, DeclaredRequest, Handlers
 from gateway.routing.references import Asked
-from gateway.upstreams.request import Interim
 
 
 class Direct(Protocol):
@@ -46,7 +47,7 @@ class Direct(Protocol):
     def ask(
         self,
         exchange: RequestContext,
-        interim: Interim,
+        client: InterimClient,
         block: HeaderBlock | None = None,
         *,
         plain: bool = False,
@@ -59,6 +60,18 @@ class Direct(Protocol):
 
     def public(self, answer: Answer, ask: CacheRequest) -> Answer:
         """The same as clients may see it."""
+
+
+class PublicInterim(msgspec.Struct, frozen=True):
+    """Passes interim responses of an upstream to `client` as it may see them. Made for each request, most of which get
+    none, so it holds what it takes and no more."""
+
+    client: InterimClient
+    handlers: Handlers
+    asked: Asked
+
+    def __call__(self, status: int, headers: Headers) -> None:
+        self.handlers.interim(self.client.interim, self.asked, status, headers)
 
 
 Pattern = tuple[re.Pattern[str], Direct | None]
@@ -88,7 +101,7 @@ class DirectRoute:
     def ask(
         self,
         exchange: RequestContext,
-        interim: Interim,
+        client: InterimClient,
         block: HeaderBlock | None = None,
         *,
         plain: bool = False,
@@ -102,8 +115,8 @@ class DirectRoute:
         else:
             target = route.upstream_target(path, query)[0]
         asked = Asked(route, target, path, query, exchange.root)
-        told = partial(handlers.interim, interim, asked)
-        origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=told)
+        interim = PublicInterim(client, handlers, asked)
+        origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=interim)
         if route.limits is not None:
             exchange.allowance = route.limits.allowance()
         exchange.recall = AskedAgain(handlers, asked, public)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 CLIENT_LEFT = 499
 """nginx's status for a client that disconnected; only the log shows it."""
+_TASK = "pass-through"
 _FOR_THE_APP = frozenset((b"gateway-explain", b"upgrade", b"expect"))
 _NOT_WHOLE = frozenset((b"connection", b"transfer-encoding"))
 _BAD_IN_HEAD = bytes((*range(9), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F))
@@ -99,7 +100,7 @@ class PassThrough:
             exchange.target, exchange.root = target, self.root
             direct.engine_route.takes(exchange)
             pass_request = PassThroughRequest(self, exchange, direct, traced=has(exchange.headers, TRACEPARENT))
-            pass_request.ask = direct.ask(exchange, pass_request.interim)
+            pass_request.ask = direct.ask(exchange, pass_request)
         except RequestRefused:
             return None
         return pass_request
@@ -142,7 +143,7 @@ class PassThrough:
                 exchange.came_through(told)
                 exchange.host = place(told, block.host, scheme)[0]
             pass_request = PassThroughRequest(self, exchange, direct, block.traced)
-            pass_request.ask = direct.ask(exchange, pass_request.interim, block, plain=plain is not None)
+            pass_request.ask = direct.ask(exchange, pass_request, block, plain=plain is not None)
         except RequestRefused:
             return None
         return pass_request
@@ -182,7 +183,8 @@ class PassThroughRequest(msgspec.Struct, eq=False):
     def begin(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, close: bool) -> None:
         self._connection, self._close = connection, close
         self._pass_through.underway.began()
-        self._task = task = loop.create_task(self._run(connection))
+        # With a name, and not by the loop: numbering a task, and the call, would be half of what it costs.
+        self._task = task = asyncio.Task(self._run(connection), loop=loop, name=_TASK)
         connection.tasks.add(task)
 
     def cancel(self) -> None:

@@ -95,7 +95,9 @@ class Metrics:
         self.registry.register(collector)
 
     def request(self, route: str, outcome: Outcome, status: int, seconds: float) -> None:
-        self.tally(route, outcome.result, status).add(seconds)
+        """Count an answered request."""
+        tally = self._tallies.get((route, outcome.result, status // 100))
+        (self.tally(route, outcome.result, status) if tally is None else tally).add(seconds)
 
     def tally(self, route: str, result: Result, status: int) -> Tally:
         """The tally of requests with this outcome, for callers that keep it."""

@@ -18,6 +18,12 @@ from gateway.policy.keys import Keying, PlannedFields
 from gateway.policy.rules import RequestDirectives, directives_of
 
 
+class InterimClient(Protocol):
+    """A request's client, which may get interim responses."""
+
+    def interim(self, status: int, headers: Headers) -> None: ...
+
+
 class Planned(dict[tuple[Route, str], tuple[PlannedFields, RequestDirectives] | None]):
     """What requests with these fields come to by route and method, whatever their target; made when it is asked for.
     None for a route that keys the request ID, which is not among the fields."""

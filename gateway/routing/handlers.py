@@ -217,10 +217,10 @@ class Handlers:
             facts = directives_of(exchange.method, headers, route.rules)
         tags = self._tags(asked, exchange.principal) if declared.is_tagged else ()
         wanted = structs.replace(route.selection, plan=planned, headers=headers, tags=tags)
-        past = partial(self._past, exchange, asked, origin, body)
+        past = _Past(self, exchange, asked, origin, body)
         return DeclaredRequest(route, planned, facts, headers, exchange, origin, past, wanted, stays=stays, asked=asked)
 
-    async def _past(
+    async def past(
         self,
         exchange: RequestContext,
         asked: Asked,
@@ -290,7 +290,7 @@ class Handlers:
         body: AsyncIterator[bytes],
     ) -> Response:
         """The same for a read whose content can't be in the key: it bypasses the cache, and invalidates nothing."""
-        send = partial(self._past, exchange, asked, origin, body)
+        send = partial(self.past, exchange, asked, origin, body)
         answer = await client.while_there(self.engine.pass_by(exchange, "bypass", send, detail=why))
         return AnswerResponse(self.public(answer, asked), client)
 
@@ -350,7 +350,7 @@ class Handlers:
             self.engine.pass_by(
                 exchange,
                 "method",
-                partial(self._past, exchange, asked, origin, body),
+                partial(self.past, exchange, asked, origin, body),
                 invalidates=None
                 if exchange.method in SAFE_METHODS
                 else lambda fetched: self._invalidated(route, exchange, origin.target, fetched),
@@ -450,6 +450,19 @@ class _Public(msgspec.Struct, frozen=True, gc=False):
 
     def __call__(self, answer: Answer) -> Answer:
         return self.handlers.public(answer, self.asked)
+
+
+class _Past(msgspec.Struct, frozen=True):
+    """`Handlers.past` for a request, most of which need no bypass."""
+
+    handlers: Handlers
+    exchange: RequestContext
+    asked: Asked
+    origin: UpstreamOrigin
+    body: AsyncIterator[bytes] | bytes | None
+
+    def __call__(self) -> Awaitable[Fetched]:
+        return self.handlers.past(self.exchange, self.asked, self.origin, self.body)
 
 
 class AskedAgain(msgspec.Struct, frozen=True, gc=False):
