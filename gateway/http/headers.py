@@ -322,13 +322,13 @@ def parse_date(text: str | None, now: float) -> float | None:
 
     `now` settles the century of the two-digit form: a date over fifty years ahead is in the past.
     """
-    return date_on(text[:DATE_LENGTH], now // _DAY) if text else None
+    return date_on(text[:DATE_LENGTH].encode("latin-1", "replace"), now // _DAY) if text else None
 
 
 @lru_cache(maxsize=512)
-def date_on(text: str, day: float) -> float | None:
+def date_on(text: bytes, day: float) -> float | None:
     """The same for a text cut to `DATE_LENGTH`, `day` days after the beginning of 1970, and kept by both."""
-    match = next((found for form in _DATE_FORMS if (found := form.fullmatch(text))), None)
+    match = next((found for form in _DATE_FORMS if (found := form.fullmatch(text.decode("latin-1")))), None)
     if match is None:
         return None
     year, date = int(match["year"]), int(match["day"])

@@ -276,7 +276,7 @@ class HeadForm:
             return None
         last, values = self._head, match.groups()
         # Equal fields are one object, as thousands of responses may be stored with them.
-        pairs = zip(last.fields, values, strict=False)  # of a pattern that has given as many fields
+        pairs = zip(last.fields, values)  # noqa: B905 (a pattern gives as many values as fields; `strict` takes time)
         fields = Fields([pair if pair[1] == value else (pair[0], value) for pair, value in pairs])
         fields.form = self
         length = int(values[self._length]) if self._length >= 0 else None

@@ -428,7 +428,7 @@ def initial_age(received: ReceivedResponse, named: Mapping[bytes, bytes]) -> flo
 
 def _apparent_age(received: ReceivedResponse, dated: bytes) -> float:
     """The age by the value of `Date`, or none."""
-    arrived, date = received.arrived, date_on(dated[:DATE_LENGTH].decode("latin-1"), received.arrived // DAY)
+    arrived, date = received.arrived, date_on(dated[:DATE_LENGTH], received.arrived // DAY)
     delay = max(0.0, arrived - received.sent)
     # `Date` has whole seconds: an upstream on our own clock must not make every response a second old.
     return 0.0 if date is None or arrived - date < 1.0 + delay else arrived - date
