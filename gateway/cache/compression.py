@@ -13,20 +13,19 @@ import asyncio
 import gzip
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import brotli
+import msgspec
 from msgspec import structs
 from xxhash import xxh3_128_hexdigest
 
 from gateway.cache.memory import Memory
 from gateway.http.codings import tag_of, wanted, zstd_compressed
-from gateway.http.headers import DIGESTS, Headers, vary_names, without
+from gateway.http.headers import DIGESTS, Headers, has, vary_names, without
 from gateway.policy.entry import Entry, Life
 
 
-@dataclass(frozen=True, slots=True)
-class Coded:
+class Coded(msgspec.Struct, frozen=True):
     """The selected form of a stored response: `coding` None is the uncompressed one.
 
     `pending`: a better one is being made. `key` is the key of the body in memory.
@@ -42,7 +41,8 @@ class Coded:
         names = vary_names(headers)
         told = headers
         if names is not None and "accept-encoding" not in names:
-            told = [*without(headers, b"vary"), (b"vary", ", ".join([*names, "accept-encoding"]).encode("latin-1"))]
+            others = without(headers, b"vary") if has(headers, b"vary") else headers
+            told = [*others, (b"vary", ", ".join([*names, "accept-encoding"]).encode("latin-1"))]
         if coding is None:
             return told
         # An invalid entity tag can't be changed for the form: two forms would share it (RFC 9110 §8.8.3.3).

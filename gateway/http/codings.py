@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import brotli
@@ -37,6 +38,13 @@ def wanted(request: Headers, offered: Sequence[str]) -> str | None:
     text = combined(request, b"accept-encoding")
     if text is None:
         return None
+    return (_known_preference if len(text) <= _REMEMBERED else _preferred)(text, tuple(offered))
+
+
+_REMEMBERED = 256  # characters of an Accept-Encoding: browsers and libraries send the same few
+
+
+def _preferred(text: str, offered: tuple[str, ...]) -> str | None:
     weights = _weights(text)
     others = weights.get("*", 0.0)
     plain = weights.get("identity", others if "*" in weights else 0.0)
@@ -46,6 +54,9 @@ def wanted(request: Headers, offered: Sequence[str]) -> str | None:
         if weight > 0 and (weight > most or (best is None and weight == most)):
             best, most = coding, weight
     return best
+
+
+_known_preference = lru_cache(maxsize=256)(_preferred)
 
 
 def _weights(text: str) -> dict[str, float]:
