@@ -86,7 +86,12 @@ class UpstreamOrigin(msgspec.Struct, frozen=True):
         try:
             patience = self.patience if self.sent_as is None else replace(self.patience, safe=True)
             fetched = await self.upstream.fetch(
-                *(method, self.target, headers, body, self.interim, patience),
+                method,
+                self.target,
+                headers,
+                body,
+                self.interim,
+                patience,
                 bounded=bounded,
                 changes=self.changes,
                 request_id=self.request_id,

@@ -173,9 +173,11 @@ class Upstream:
         Raises UpstreamError: queue full, circuit breaker open, connection failed, timeout, invalid response.
         """
         timeout = self.timeout if patience.timeout is None else patience.timeout
-        if body is not None and not isinstance(body, bytes):
+        until = None
+        if body is None or isinstance(body, bytes):
+            until = asyncio.get_running_loop().time() + timeout
+        else:
             body = Upload(body)
-        until = None if isinstance(body, Upload) else asyncio.get_running_loop().time() + timeout
         sending = Sending(
             method, target, headers, body, interim, patience, timeout, until, bounded, patience.apart, request_id
         )
@@ -233,32 +235,33 @@ class Upstream:
             raise
         if call is not None:
             call.answered(host, response.status)
-
         try:
-            headers = self._checked(response, sending.headers)
+            return self._fetched(sending, entered, host, series, response)
         except UpstreamError as error:
-            self._ended(entered, upload, host, series, error)
+            self._ended(sending, entered, host, series, error)
             await response.stream.aclose()
             raise
+
+    def _fetched(self, sending: Sending, entered: float, host: Host, series: int, response: ReceivedHead) -> Fetched:
+        """The response to a request. Raises UpstreamError if it must not be used."""
+        headers = self._checked(response, sending.headers)
         body: ResponseBody
-        if response.content is None:
-            body = self._body(response, sending, partial(self._ended, entered, upload, host, series))
-        else:
-            self._ended(entered, upload, host, series, None)
+        if response.content is not None:
+            self._ended(sending, entered, host, series, None)
             body = WholeBody(response.content)
+        else:
+            body = self._body(sending, response, partial(self._ended, sending, entered, host, series))
         return Fetched(response.status, headers, body, shows_cut=response.shows_cut, framed=response.framed)
 
-    def _ended(
-        self, entered: float, upload: Upload | None, host: Host, series: int, error: UpstreamError | None
-    ) -> None:
+    def _ended(self, sending: Sending, entered: float, host: Host, series: int, error: UpstreamError | None) -> None:
         """A request has ended, with all of its response, or with `error`."""
         self.places.leave(entered)
-        if upload is not None:
-            upload.end()
+        if isinstance(sending.body, Upload):
+            sending.body.end()
         if error is not None:
             host.broke(series, Cause(*error.why))
 
-    def _body(self, response: ReceivedHead, sending: Sending, done: Callable[[UpstreamError | None], None]) -> Body:
+    def _body(self, sending: Sending, response: ReceivedHead, done: Callable[[UpstreamError | None], None]) -> Body:
         """A body that is still coming."""
         idle = self._stream_idle
         return Body(

@@ -87,15 +87,20 @@ class PlainConnection(asyncio.Protocol):
         """Send a request; the result is the response head, or an httpx.TransportError. A caller that gets an error from
         waiting for it, such as its cancellation, calls `leave`. `patience` as in `PlainBody`. Raises httpx.ReadError.
         """
-        attempt.on(self)
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if not self.usable:
+            attempt.on(self)
             self.close()
             raise httpx.ReadError("the connection is gone")
+        return self.write(head, attempt, patience)
+
+    def write(self, head: bytes, attempt: Attempt, patience: float | None) -> Answer:
+        """What `send` does, on a connection that is `usable`."""
+        assert self._transport is not None
+        attempt.on(self)
         self._interim, self._interims, self._patience = attempt.interim, 0, patience
         self._bodiless = head.startswith(b"HEAD ")
         answer = self._answer = self.loop.create_future()
-        transport.write(head)
+        self._transport.write(head)
         return answer
 
     def leave(self, answer: Answer) -> None:
@@ -324,7 +329,7 @@ class Pool:
             return None
         self._free -= 1
         self._used.add(connection)
-        return connection.send(head, attempt, patience)
+        return connection.write(head, attempt, patience)
 
     async def connection(self, origin: str, *, pool: float | None, connect: float | None) -> PlainConnection:
         """An idle connection, or a new one. It returns by itself. Raises httpx.PoolTimeout, httpx.ConnectTimeout, or
@@ -377,8 +382,9 @@ class Pool:
         if connection not in self._used:
             return
         self._used.remove(connection)
+        if not self._free:  # else nobody waits, or they are woken already
+            self._left.set()
         self._free += 1
-        self._left.set()
         if keeps and not after:
             self._keep(connection)
         elif keeps and len(self._watched) < self._limit:

@@ -103,14 +103,14 @@ class Breaker:
     it never opens.
     """
 
-    __slots__ = ("_before", "_failures", "_now", "_probing", "_rest", "_until", "_window", "opened", "series", "state")
+    __slots__ = ("_before", "_failures", "_half", "_now", "_probing", "_rest", "_until", "opened", "series", "state")
 
     def __init__(self, *, failures: int = 20, window: float = 10.0, rest: float = 2.0) -> None:
         self.state = CLOSED
         self.opened = 0
         """How often it opened."""
         self._failures = failures
-        self._window = window
+        self._half = window / 2
         self._rest = rest
         self._until = 0.0
         self._probing = False
@@ -145,7 +145,10 @@ class Breaker:
             self._enter(CLOSED)
             self._now, self._before = _Count(now), _Count()
             return True
-        self._counted(now).all += 1
+        count = self._now
+        if now - count.began >= self._half:
+            count = self._counted(now)
+        count.all += 1
         return False
 
     def failed(self, series: int, now: float, client: bytes | None = None) -> None:
@@ -178,9 +181,8 @@ class Breaker:
             self._probing = False
 
     def _counted(self, now: float) -> _Count:
-        half = self._window / 2
-        if now - self._now.began >= half:
-            self._before = self._now if now - self._now.began < 2 * half else _Count()
+        if now - self._now.began >= self._half:
+            self._before = self._now if now - self._now.began < 2 * self._half else _Count()
             self._now = _Count(now)
         return self._now
 
