@@ -272,6 +272,12 @@ GUARDS = (
         "if False:",
         "unit/http/test_response_parser_forms",
     ),
+    Mutant(
+        "http.response_parser",
+        "self._times == _TIMES and not _ODD_END_OF_LINE.search(data)",
+        "self._times == _TIMES",
+        "unit/http/test_response_parser_forms",
+    ),
     Mutant("policy.storability", "not _READ.isdisjoint(form.names)", "False", "unit/policy/test_storability"),
     Mutant(
         "edge.head_template",

@@ -58,9 +58,9 @@ class Admit(msgspec.Struct, frozen=True):
     vary: tuple[str, ...]
     initial_age: float
     tags: tuple[str, ...] = ()
+    """Those that the upstream gave it."""
     form: StoredForm | None = None
     """What the response has in common with others that were stored by the same rules, if that is known."""
-    """Those that the upstream gave it."""
 
 
 NO_LIFETIME = "no-lifetime"

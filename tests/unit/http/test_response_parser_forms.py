@@ -100,6 +100,18 @@ def test_a_form_is_known_from_the_second_time_on_and_no_field_may_be_there_twice
 def test_a_long_head_has_no_form() -> None:
     forms = HeadForms()
     assert [form_of(forms, *USUAL, b"X-Long: " + b"a" * 4096) for _ in range(3)] == [None] * 3
+    assert [form_of(forms, *[b"Server: a"] * 63) for _ in range(3)] == [None] * 3
+
+
+def test_a_long_head_that_a_pattern_reads_is_not_kept() -> None:
+    forms = known(b"X-A: 1")
+    short, long = head(b"X-A: 2"), head(b"X-A: " + b"a" * 4096)
+    for data, kept in ((short, True), (long, False)):
+        one, other = forms.match(data), forms.match(data)
+        assert one is not None
+        assert other is not None
+        assert one[0] == other[0] == read_head(data, bodiless=False)
+        assert (one[0].fields[0] is other[0].fields[0]) == kept
 
 
 def test_a_value_that_decides_and_changes_each_time_takes_no_place_for_ever() -> None:
@@ -117,6 +129,9 @@ def test_a_value_that_decides_and_changes_each_time_takes_no_place_for_ever() ->
         b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nA: 1\r\n 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 4\nA: 1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nA: \r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nServer: a\r\n b: 4\r\nContent-Length: 4\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 4\r\nServer: a\r\n\tb: 4\r\n\r\n",
+        b"HTTP/1.1 200 OK\nServer: a\r\nContent-Length: 4\r\n\r\n",
     ],
 )
 def test_heads_that_deviate_from_http_are_read_line_by_line(data: bytes) -> None:
