@@ -113,8 +113,8 @@ class PassThrough:
         plain = None if self.root else self.patterns.plain(line)
         try:
             if plain is not None:
-                direct, path = plain
-                method, target = "HEAD" if line.startswith(b"HEAD") else "GET", Target(path, (), path)
+                direct, method, path = plain
+                target = Target(path, (), path)
             else:
                 read = read_line(line, limits)
                 if read.version != "1.1" or read.method not in (b"GET", b"HEAD"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 from fastapi import APIRouter
 from hypothesis import given
@@ -14,6 +16,7 @@ from gateway.context import RequestContext
 from gateway.edge.direct_routes import DirectRoute, Patterns
 from gateway.http.request_parser import Limits, read_line
 from gateway.http.target import Target, normalise, split_raw_target
+from gateway.routing.fast_path import InterimClient
 from gateway.routing.handlers import DeclaredRequest
 from gateway.routing.upstream_request import UpstreamOrigin
 
@@ -41,6 +44,7 @@ def app() -> Gateway:
 APP = app()
 PATTERNS = Patterns(lambda: APP.router.routes, APP._direct)
 LIMITS = Limits()
+NOBODY = cast(InterimClient, None)
 SEGMENT = st.sampled_from(
     ["items", "special", "v1", "v", "vx-y", "files", "a", "b_c~", "search", "constant", "healthz", "same", "turned"]
 )
@@ -61,10 +65,10 @@ def test_a_plain_line_has_the_route_and_target_that_any_line_has(line: bytes) ->
         return
     assert isinstance(direct, DirectRoute)
     assert found is not None
-    assert found == (direct, target.path)
+    assert found == (direct, read.method.decode(), target.path)
     inside, _ = direct.route.upstream_target(target.path, ())
     exchange = RequestContext("id", 0.0, "GET", "", "http", target=Target(target.path, (), target.path))
-    asked = direct.ask(exchange, lambda status, headers: None, None, plain=True)
+    asked = direct.ask(exchange, NOBODY, None, plain=True)
     assert isinstance(asked, DeclaredRequest)
     assert isinstance(asked.origin, UpstreamOrigin)
     assert (asked.origin.target, asked.asked.target) == (inside, inside)
