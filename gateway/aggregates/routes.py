@@ -104,7 +104,10 @@ class Again(msgspec.Struct, frozen=True):
     plain: bool
     target: Target
 
-    def recall(self) -> FastPath:
+    def recall(self, line: bytes) -> tuple[FastPath, Target | None]:
+        return self.fast_path(), self.target
+
+    def fast_path(self) -> FastPath:
         """Without `ask`: no joined response is served stale from memory and refreshed behind; its parts are."""
         aggregate, asked = self.aggregate, asked_of(self.aggregate, self.path, self.target, (), plain=self.plain)
         return FastPath(
@@ -150,7 +153,7 @@ class AggregateHandlers:
     async def _read(self, request: Request, exchange: RequestContext, aggregate: Aggregate) -> Response:
         ask = self.ask(exchange, aggregate, local_path(request))
         if isinstance(exchange.recall, Again):
-            exchange.recall = exchange.recall.recall()
+            exchange.recall = exchange.recall.fast_path()
         client = Client(request.receive)
         client.expect_no_body()
         answer = aggregate.at_hand(ask)

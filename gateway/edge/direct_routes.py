@@ -25,7 +25,7 @@ from gateway.http.headers import Headers
 from gateway.http.target import Slashes, Target
 from gateway.routing.declared import Declared
 from gateway.routing.fast_path import InterimClient
-from gateway.routing.handlers import AskedAgain, DeclaredRequest, Handlers
+from gateway.routing.handlers import AskedAgain, DeclaredRequest, Handlers, PlainAgain
 from gateway.routing.references import Asked
 
 
@@ -88,7 +88,7 @@ _NAMED = re.compile(r"\(\?P<\w+>")
 class DirectRoute:
     """A route of the configuration with one upstream, in the form of `Direct`."""
 
-    __slots__ = ("_origin", "engine_route", "handlers", "reads", "route", "slashes")
+    __slots__ = ("_origin", "_plain", "engine_route", "handlers", "reads", "route", "slashes")
 
     def __init__(self, handlers: Handlers, route: Declared) -> None:
         self.handlers, self.route, self.engine_route = handlers, route, route.engine_route
@@ -97,6 +97,7 @@ class DirectRoute:
         self.reads = open_to_all and route.passes("GET") and route.passes("HEAD")
         self._origin = route.origin("", "", handlers.metrics)
         """The origin of its responses, but for what each request has of its own."""
+        self._plain = PlainAgain(handlers, route)
 
     def ask(
         self,
@@ -119,7 +120,7 @@ class DirectRoute:
         origin = structs.replace(self._origin, target=target, request_id=exchange.request_id, interim=interim)
         if route.limits is not None:
             exchange.allowance = route.limits.allowance()
-        exchange.recall = AskedAgain(handlers, asked, public)
+        exchange.recall = self._plain if plain else AskedAgain(handlers, asked, public)
         return handlers.ask(exchange, asked, origin, block=block, stays=True)
 
     def answer(self, ask: CacheRequest) -> Coroutine[Any, Any, Answer]:

@@ -157,7 +157,7 @@ class Edge:
         expected = self._expected.pop(line, None) or self._expected_before.pop(line, None)
         if expected is None:
             return None
-        self.learn(line, expected.recall(), expected.target)
+        self.learn(line, *expected.recall(line))
         return self.known_targets.get(line)
 
     def learn(self, line: bytes, recall: FastPath, target: Target | None) -> None:

@@ -101,9 +101,7 @@ class FastPath(msgspec.Struct, frozen=True, gc=False):
 
 
 class Recall(Protocol):
-    """Makes what the edge remembers of a request line, if it comes again. `target` is the line's."""
+    """Makes what the edge remembers of a request line, if it comes again."""
 
-    @property
-    def target(self) -> Target | None: ...
-
-    def recall(self) -> FastPath: ...
+    def recall(self, line: bytes) -> tuple[FastPath, Target | None]:
+        """That, and the line's target."""

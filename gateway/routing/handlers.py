@@ -166,7 +166,7 @@ class Handlers:
         assert isinstance(ask.origin, UpstreamOrigin)
         again, content = AskedAgain(self, ask.asked, ask.exchange.target), ask.origin.content
         if content is None:
-            return again.recall()
+            return self.recalled(again)
         again = structs.replace(again, origin=structs.replace(ask.origin, interim=None))
         return self.recalled(again, content.line(ask.route.keying.identity_key), ask.exchange.method)
 
@@ -475,8 +475,8 @@ class AskedAgain(msgspec.Struct, frozen=True, gc=False):
     origin: UpstreamOrigin | None = None
     """That of a read whose content is in its key; None for others, whose origin is made again."""
 
-    def recall(self) -> FastPath:
-        return self.handlers.recalled(self)
+    def recall(self, line: bytes) -> tuple[FastPath, Target | None]:
+        return self.handlers.recalled(self), self.target
 
     def __call__(self, exchange: RequestContext) -> CacheRequest:
         asked, handlers = self.asked, self.handlers
@@ -485,3 +485,16 @@ class AskedAgain(msgspec.Struct, frozen=True, gc=False):
         else:
             origin = asked.route.origin(asked.target, exchange.request_id, handlers.metrics)
         return handlers.ask(exchange, asked, origin)
+
+
+class PlainAgain(msgspec.Struct, frozen=True):
+    """The `Recall` of a route's plain lines, which hold all that differs: of thousands, nothing else is kept."""
+
+    handlers: Handlers
+    route: Declared
+
+    def recall(self, line: bytes) -> tuple[FastPath, Target | None]:
+        path, route = line.split(b" ")[1].decode("ascii"), self.route
+        target = Target(path, (), path)
+        asked = Asked(route, path if route.keeps_path else route.plain_target(path), path)
+        return self.handlers.recalled(AskedAgain(self.handlers, asked, target)), target

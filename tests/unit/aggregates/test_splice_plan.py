@@ -77,7 +77,7 @@ async def test_what_the_edge_keeps_of_a_line_has_none_of_the_fields_of_its_reque
             assert len(kept) == 2
             for each in kept:
                 assert "of-a-client" not in repr(each)
-                assert each.recall().ask is None if isinstance(each, Again) else each.ask is None
+                assert each.fast_path().ask is None if isinstance(each, Again) else each.ask is None
 
 
 async def test_a_part_with_headers_of_its_own_sees_none_of_the_clients() -> None:
