@@ -255,13 +255,13 @@ def test_all_ways_were_taken(pair: tuple[asyncio.Runner, Pair], monkeypatch: pyt
     """Those past ASGI and by plain requests, by the app, and by the edge's joins."""
     runner, gateways = pair
     heads: list[bytes] = []
-    send = PlainConnection.send
+    write = PlainConnection.write
 
     def noted(self: PlainConnection, head: bytes, *rest: Any, **named: Any) -> Any:
         heads.append(head.split(b" ")[1])
-        return send(self, head, *rest, **named)
+        return write(self, head, *rest, **named)
 
-    monkeypatch.setattr(PlainConnection, "send", noted)
+    monkeypatch.setattr(PlainConnection, "write", noted)
     counted = gateways.counted[0]
     joined = gateways.joined
     for kind in KINDS:
