@@ -223,10 +223,12 @@ class Chunks:
 
 _CONSTANT = frozenset(
     (
-        *(b"connection", b"content-encoding", b"content-type", b"expires", b"pragma", b"set-cookie", b"set-cookie2"),
-        *(b"surrogate-control", b"transfer-encoding", b"vary", b"x-accel-expires"),
+        *(b"connection", b"content-encoding", b"content-type", b"expires", b"pragma", b"surrogate-control"),
+        *(b"transfer-encoding", b"vary", b"x-accel-expires"),
     )
 )
+_OF_ONE_CLIENT = frozenset((b"set-cookie", b"set-cookie2"))
+"""Fields with which a head has no form: their values are kept nowhere else."""
 _MOST_FORMS = 256
 _LONGEST_FORM = 4096
 """Bytes of a head up to which its form is noted."""
@@ -314,19 +316,22 @@ class HeadForms:
             return
         fields = head.fields
         key = (head.keeps, head.chunked, *[pair if _is_constant(pair[0]) else pair[0] for pair in fields])
-        form = self._known.get(key)
-        if form is None:
-            seen = key in self._known
-            form = HeadForm(head) if seen else None
-            if form is not None and len(set(form.names)) < len(form.names):
-                return
-            if len(self._known) >= _MOST_FORMS and not seen:
-                self._known.clear()
-            self._known[key] = form
+        form = self._known.get(key) or self._new(key, head)
         if form is not None:
             fields.form = form
             if form.came(data, head):
                 self._last = form
+
+    def _new(self, key: tuple[object, ...], head: Head) -> HeadForm | None:
+        """The form of a head that came for the second time; None before, and for one that has none."""
+        names = [name for name, _ in head.fields]
+        if len(set(names)) < len(names) or not _OF_ONE_CLIENT.isdisjoint(names):
+            return None
+        form = HeadForm(head) if key in self._known else None
+        if form is None and len(self._known) >= _MOST_FORMS:
+            self._known.clear()
+        self._known[key] = form
+        return form
 
 
 @lru_cache(maxsize=1024)

@@ -97,6 +97,12 @@ def test_a_form_is_known_from_the_second_time_on_and_no_field_may_be_there_twice
     assert [form_of(forms, *USUAL, b"X-Other: 3") for _ in range(100)] == [None] * 100
 
 
+def test_a_head_with_a_cookie_has_no_form_and_is_kept_nowhere() -> None:
+    forms = HeadForms()
+    assert [form_of(forms, *USUAL, b"Set-Cookie: secret=1") for _ in range(3)] == [None] * 3
+    assert not forms._known
+
+
 def test_a_long_head_has_no_form() -> None:
     forms = HeadForms()
     assert [form_of(forms, *USUAL, b"X-Long: " + b"a" * 4096) for _ in range(3)] == [None] * 3
