@@ -92,6 +92,9 @@ METHODS = frozenset(("GET", "HEAD"))
 
 RESOLUTION = 0.0005
 """Seconds: uvloop's timers count in whole milliseconds."""
+MOST_LENGTHS = 16
+"""Lengths of deadlines that share a timer: those of the configuration are few, while what is left for the parts of an
+aggregate is of any length, and the same for several."""
 
 
 class _Queue:
@@ -137,7 +140,7 @@ class _Queues:
 
     def of(self, seconds: float) -> _Queue | None:
         queue = self.by_length.get(seconds)
-        if queue is None and seconds == self._last:
+        if queue is None and seconds == self._last and len(self.by_length) < MOST_LENGTHS:
             queue = self.by_length[seconds] = _Queue(self, seconds)
         self._last = seconds
         return queue

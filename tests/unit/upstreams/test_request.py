@@ -12,7 +12,7 @@ import uvloop
 
 from gateway.http.headers import Headers
 from gateway.upstreams.hosts import Base
-from gateway.upstreams.request import ORDINARY, Deadline, Sending, request_head
+from gateway.upstreams.request import MOST_LENGTHS, ORDINARY, Deadline, Sending, request_head
 
 BASE = Base.of("http://api.test")
 
@@ -176,6 +176,17 @@ def test_a_deadline_that_is_over_keeps_nothing_of_its_request() -> None:
         assert not any(ref() for ref in kept)
 
     uvloop.run(fetch_several())
+
+
+async def test_few_lengths_of_deadlines_are_remembered() -> None:
+    for number in range(10 * MOST_LENGTHS):
+        for _ in range(2):
+            with Deadline(60.0 + number):
+                pass
+    assert Deadline._queues is not None
+    assert len(Deadline._queues.by_length) == MOST_LENGTHS
+    with pytest.raises(TimeoutError), Deadline(0.0), Deadline(0.0):
+        await asyncio.Event().wait()
 
 
 def test_each_event_loop_has_its_own_deadlines() -> None:
