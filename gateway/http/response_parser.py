@@ -296,14 +296,16 @@ class HeadForm:
 class HeadForms:
     """The forms of one upstream's heads that came more than once, at most 256."""
 
-    __slots__ = ("_known", "_last")
+    __slots__ = ("_came_once", "_known", "_last")
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], HeadForm | None] = {}
+        self._known: dict[tuple[object, ...], HeadForm] = {}
+        self._came_once: set[tuple[object, ...]] = set()
+        """Apart from those that are known: an `Expires` that is another one in each head displaces no form."""
         self._last: HeadForm | None = None
 
     def __len__(self) -> int:
-        return sum(form is not None for form in self._known.values())
+        return len(self._known)
 
     def match(self, data: bytes) -> tuple[Head, int] | None:
         """The head at the beginning of `data`, and its end, if it has the form that came last: the same as `read_head`
@@ -327,11 +329,20 @@ class HeadForms:
         names = [name for name, _ in head.fields]
         if len(set(names)) < len(names) or not _OF_ONE_CLIENT.isdisjoint(names):
             return None
-        form = HeadForm(head) if key in self._known else None
-        if form is None and len(self._known) >= _MOST_FORMS:
-            self._known.clear()
-        self._known[key] = form
+        if key not in self._came_once:
+            _drop_all(self._came_once)
+            self._came_once.add(key)
+            return None
+        _drop_all(self._known)
+        self._came_once.discard(key)
+        self._known[key] = form = HeadForm(head)
         return form
+
+
+def _drop_all(forms: dict[tuple[object, ...], HeadForm] | set[tuple[object, ...]]) -> None:
+    """Drop all of `forms`, if there are as many as are kept."""
+    if len(forms) >= _MOST_FORMS:
+        forms.clear()
 
 
 @lru_cache(maxsize=1024)

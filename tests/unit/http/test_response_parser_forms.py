@@ -101,6 +101,7 @@ def test_a_head_with_a_cookie_has_no_form_and_is_kept_nowhere() -> None:
     forms = HeadForms()
     assert [form_of(forms, *USUAL, b"Set-Cookie: secret=1") for _ in range(3)] == [None] * 3
     assert not forms._known
+    assert not forms._came_once
 
 
 def test_a_long_head_has_no_form() -> None:
@@ -121,11 +122,21 @@ def test_a_long_head_that_a_pattern_reads_is_not_kept() -> None:
 
 
 def test_a_value_that_decides_and_changes_each_time_takes_no_place_for_ever() -> None:
-    forms = HeadForms()
+    forms = known(*USUAL, times=2)
+    usual = form_of(forms, *USUAL)
+    assert usual is not None
     for number in range(1000):
         assert form_of(forms, b"Cache-Control: max-age=%d" % number) is None
-    assert form_of(forms, *USUAL) is None
-    assert form_of(forms, *USUAL) is not None
+        assert form_of(forms, *USUAL) is usual
+    assert [form_of(forms, b"X-A: 1") is None for _ in range(2)] == [True, False]
+
+
+def test_forms_are_as_many_as_their_bound() -> None:
+    forms = HeadForms()
+    for number in range(1000):
+        known(b"Cache-Control: max-age=%d" % number, times=2, forms=forms)
+        assert 0 < len(forms) <= 256
+    assert len(forms) > 200
 
 
 @pytest.mark.parametrize(
