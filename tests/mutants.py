@@ -264,19 +264,19 @@ GUARDS = (
         "http.response_parser",
         'name.endswith(b"cache-control") or',
         "",
-        "unit/http/test_response_parser_forms",
+        "unit/http/test_response_parser",
     ),
     Mutant(
         "http.response_parser",
         "len(set(names)) < len(names) or ",
         "",
-        "unit/http/test_response_parser_forms",
+        "unit/http/test_response_parser",
     ),
     Mutant(
         "http.response_parser",
         "self._times == _TIMES and not _ODD_END_OF_LINE.search(data)",
         "self._times == _TIMES",
-        "unit/http/test_response_parser_forms",
+        "unit/http/test_response_parser",
     ),
     Mutant("policy.storability", "not _READ.isdisjoint(form.names)", "False", "unit/policy/test_storability"),
     Mutant(

@@ -20,6 +20,7 @@ from gateway.policy.freshness import (
     Unsatisfiable,
     current_age,
     decide,
+    has_text,
     invalidates,
     is_compressible,
     is_failure,
@@ -296,6 +297,7 @@ def test_a_text_that_the_upstream_lets_be_transformed_is_compressible(
 ) -> None:
     entry = structs.replace(stored(body=LARGE), headers=(*headers, *more))
     assert is_compressible(entry, TIMED) is compressible
+    assert is_compressible(entry, TIMED, is_text=has_text(entry.headers)) is compressible
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,16 @@ def test_a_head_whose_form_is_known_is_judged_by_that() -> None:
     assert seen[3] is not None
 
 
+def test_a_head_of_which_one_field_is_stored_is_judged_by_its_fields() -> None:
+    forms, rules = HeadForms(), CachePolicy(ttl=60.0)
+    for _ in range(4):
+        head = read_head(b"HTTP/1.1 200 OK\r\nDate: a\r\nContent-Length: 0\r\n\r\n", bodiless=False)
+        forms.note(b"HTTP/1.1 200 OK\r\nDate: a\r\nContent-Length: 0\r\n\r\n", head)
+        verdict = admit(ReceivedResponse(200, head.fields, 5.0, 5.0), PLAIN, rules)
+        assert isinstance(verdict, Admit)
+        assert (verdict.headers, verdict.form) == (((b"date", b"a"),), None)
+
+
 def test_what_a_response_has_beside_decides_nothing() -> None:
     """Two responses that differ in a validator and in a field of their own share their terms, not their fields."""
     rules = CachePolicy()
