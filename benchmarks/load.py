@@ -191,7 +191,7 @@ def wrk(port: int, pattern: Pattern, *, pid: int, core: int, seconds: float, con
         raise BenchmarkError(f"wrk failed: {ran.stdout[-500:]} {ran.stderr[-500:]}")
     found = json.loads(line.removeprefix("RESULT "))
     if found["failed"] or not found["requests"]:
-        raise BenchmarkError(f"{found['failed']} of {found['requests']} requests failed")
+        raise BenchmarkError(f"{found['failed']} of {found['requests']} requests failed: {found['errors']}")
     _check_length(found["bytes"] / found["requests"], [answer.length for answer in before])
     for path in pattern.paths(20):
         _checked(port, pattern, path)

@@ -78,7 +78,8 @@ end
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(format(
-    'RESULT {"requests": %d, "seconds": %.6f, "bytes": %d, "failed": %d, "p50": %.1f, "p99": %.1f, "missed": "%s"}\n',
+    'RESULT {"requests": %d, "seconds": %.6f, "bytes": %d, "failed": %d, "errors": "connect %d, read %d, write %d, status %d, timeout %d", "p50": %.1f, "p99": %.1f, "missed": "%s"}\n',
     summary.requests, summary.duration / 1e6, summary.bytes, e.connect + e.read + e.write + e.status + e.timeout,
+    e.connect, e.read, e.write, e.status, e.timeout,
     latency:percentile(50), latency:percentile(99), missed(threads[1])))
 end
