@@ -280,6 +280,13 @@ GUARDS = (
     ),
     Mutant("policy.storability", "not _READ.isdisjoint(form.names)", "False", "unit/policy/test_storability"),
     Mutant(
+        "policy.storability",
+        'b"date" not in names or b"content-length" not in names',
+        'b"date" not in names',
+        "unit/policy/test_storability",
+    ),
+    Mutant("cache.respond", "passed_form if is_whole else None", "passed_form", "unit/cache/test_respond"),
+    Mutant(
         "edge.head_template",
         "if exchange.parts or exchange.rate_limit:",
         "if exchange.parts:",

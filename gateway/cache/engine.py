@@ -29,13 +29,13 @@ from gateway.cache.memory import Memory
 from gateway.cache.overload import Governor
 from gateway.cache.purge_log import PurgeCounts, PurgeLog, PurgeReport
 from gateway.cache.request import CacheRequest
-from gateway.cache.respond import Answer, Responder
+from gateway.cache.respond import Answer, Responder, passed
 from gateway.cache.shared_store import SharedStore
 from gateway.cache.store import Found, TieredStore
 from gateway.clock import Clock
 from gateway.context import Outcome, RequestContext, Result
 from gateway.errors import Overloaded, UpstreamError
-from gateway.policy import freshness, storability
+from gateway.policy import freshness
 from gateway.policy.entry import DerivedFrom, Entry
 from gateway.policy.epochs import EVERYTHING, full_key_name, full_route_name, full_tag_name
 from gateway.policy.freshness import Bypass, Hit, Miss, Revalidate, Stale, Unsatisfiable
@@ -246,7 +246,7 @@ class Engine:
         if request is not None:
             fetched = await self._storing.keep_representation(request, fetched)
         exchange.outcome = Outcome(Result.BYPASS, forward=why, forward_status=fetched.status, detail=detail)
-        return Answer(fetched.status, storability.passed_on(fetched.headers), fetched.body)
+        return passed(fetched)
 
     def _hit(self, request: CacheRequest, stored: Entry, tier: str | None) -> Answer:
         return self._answering.from_stored(request, stored, Result.HIT, tier=tier)

@@ -97,7 +97,8 @@ class Fetcher:
         follows_origin = request.route.follows_origin
         if method == "HEAD" and not follows_origin:
             method = "GET"
-        whole = not (ranged or follows_origin or stale is not None)
+        # Whether nothing less than the whole can be asked for: else `_special` sees.
+        whole = not (ranged or stale is not None or (follows_origin and (method == "HEAD" or self._tiers.has_parts)))
         landing: Landing | None = None
         try:
             with Deadline(left) as deadline:

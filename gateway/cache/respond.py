@@ -24,12 +24,13 @@ from gateway.http.codings import CODINGS
 from gateway.http.headers import CONTENT_DIGESTS, WITHOUT_CONTENT, Headers, first, has, http_date, without
 from gateway.http.ranges import ByteRange, OutOfRange, cut, span_of, wanted
 from gateway.http.request_parser import BAD_IN_VALUE, NAME
+from gateway.http.response_parser import Fields
 from gateway.policy import freshness, storability, validation
 from gateway.policy.entry import Entry
 from gateway.policy.keys import key_hash
 from gateway.policy.rules import CONDITIONS, CachePolicy
 from gateway.policy.storability import StoredForm
-from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody
+from gateway.upstreams.response import Fetched, PartOfBody, ResponseBody, WholeBody
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -83,6 +84,17 @@ def stored_answer(
     if head:
         return Answer(stored.status, of_head(headers), b"")
     return Answer(stored.status, headers, body, form if form is None or coded is None else (form, coding))
+
+
+def passed(fetched: Fetched) -> Answer:
+    """A response for its client alone, as its upstream sent it."""
+    received, body = fetched.headers, fetched.body
+    form = received.form if type(received) is Fields else None
+    passed_form = None if form is None else storability.passed_form(form)
+    if passed_form is None:
+        return Answer(fetched.status, storability.passed_on(received), body)
+    is_whole = type(body) is WholeBody and int(received[passed_form.length][1]) == len(body.content)
+    return Answer(fetched.status, [*passed_form.pick(received)], body, passed_form if is_whole else None)
 
 
 def of_head(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -272,11 +284,13 @@ class Responder:
     ) -> Answer:
         status = fetched.status if answered is None else answered
         request.exchange.outcome = Outcome(Result.MISS, forward=forward, forward_status=status, detail=detail)
-        headers = storability.passed_on(fetched.headers)
+        answer = passed(fetched)
+        headers = answer.headers
         if request.facts.head and not request.route.follows_origin:  # the upstream request was a GET
             headers = of_head(headers)
+            answer = Answer(fetched.status, headers, fetched.body)
         if not request.facts.conditional:
-            return Answer(fetched.status, headers, fetched.body)
+            return answer
         if fetched.status in (200, 206) and validation.not_modified(request.headers, headers, self._clock.now()):
             self._background.spawn(fetched.body.aclose())
             return Answer(304, validation.fields_of_304(headers), b"")
@@ -286,7 +300,7 @@ class Responder:
             return out_of_range(request.exchange, part)
         if part is not None:
             return partial(headers, part, PartOfBody(fetched.body, part.first, part.last))
-        return Answer(fetched.status, headers, fetched.body)
+        return answer
 
     def broken(
         self, exchange: RequestContext, error: UpstreamError, *, forward: str, collapsed: bool = False

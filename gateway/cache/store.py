@@ -87,7 +87,7 @@ class TieredStore:
         self.unreadable = 0
         self.unstorable = 0
         self.taken = 0
-        self._kept_parts = False
+        self.has_parts = False
         """Whether any part (206) was ever stored: without one there is none to look for."""
         self._clock = clock
         self._budget = budget
@@ -109,7 +109,7 @@ class TieredStore:
 
     def parts(self, wanted: Selection) -> list[Entry]:
         """The stored parts (206) in memory that a request selects."""
-        if not self._kept_parts:
+        if not self.has_parts:
             return []
         keys = _selected(self.memory.index(wanted.plan.primary), wanted)
         found = (self._judged(self.memory.get(_part_key(key)), wanted) for key in keys)
@@ -304,7 +304,7 @@ class TieredStore:
 
     def keep_part(self, stored: Entry) -> None:
         """Store a part (206) in memory, under its own key: it must never be served as the complete response."""
-        self._kept_parts = True
+        self.has_parts = True
         self.memory.put(structs.replace(stored, key=_part_key(stored.key)))
 
     async def share(self, stored: Entry) -> None:

@@ -233,7 +233,7 @@ class Heads:
         _add_times(values, exchange, elapsed)
         if template is not _ONCE and template.downstream is downstream:
             if form is not None and not parts:
-                by_form = (form, len(headers), exchange.outcome, origin, close, (*spent,))
+                by_form = (form, id(downstream), len(headers), exchange.outcome, origin, close, (*spent,))
                 _keep(self._by_form, by_form, template, most=_MOST_FORMS)
             return template.filled(values)
         texts = Texts(exchange.request_id, f"{elapsed:.6f}", in_milliseconds(elapsed), in_milliseconds)
@@ -250,10 +250,10 @@ class Heads:
         template yet, or more than the form decides."""
         if exchange.parts or exchange.rate_limit:
             return None
-        spent = exchange.spent
-        key = (form, len(headers), exchange.outcome, origin, close, (*spent,))
+        spent, downstream = exchange.spent, exchange.downstream
+        key = (form, id(downstream), len(headers), exchange.outcome, origin, close, (*spent,))
         template = self._by_form.get(key)
-        if template is None or template.downstream is not exchange.downstream:
+        if template is None or template.downstream is not downstream:
             return None
         values = [value for _, value in headers]
         values.append(b"" if template.control is None else values[template.control][len(_LIFETIME) :])

@@ -265,6 +265,11 @@ class HeadForm:
     def __repr__(self) -> str:
         return f"<HeadForm {b', '.join(self.names).decode('latin-1')}>"
 
+    @property
+    def last(self) -> Fields:
+        """The fields of the last head that had this form."""
+        return self._head.fields
+
     def came(self, data: bytes, head: Head) -> bool:
         """Note that `data` was read as `head`, which has this form; whether it `matches` from now on."""
         self._head = head

@@ -6,7 +6,8 @@ Field names are parsed in `headers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -48,6 +49,10 @@ UNDERSTOOD_STATUSES = HEURISTIC_STATUSES | frozenset(
 ) | frozenset((423, 424, 425, 426, 428, 429, 431, 451, 500, 502, 503, 504, 505, 506, 507, 508, 511))  # fmt: skip
 HEURISTIC_FRACTION = 0.1  # RFC 9111 §4.2.2 suggests 10 % of the time since Last-Modified
 HEURISTIC_LIMIT = DAY
+
+
+Pick = Callable[[Headers], tuple[tuple[bytes, bytes], ...]]
+"""Some of the fields of a head, by their places."""
 
 
 class Admit(msgspec.Struct, frozen=True):
@@ -122,6 +127,31 @@ def passed_on(headers: Headers) -> list[tuple[bytes, bytes]]:
     return end_to_end(headers, _ENDING_HERE)
 
 
+class PassedForm(msgspec.Struct, frozen=True, eq=False):
+    """What is the same for all responses whose heads have one form, if they are not stored."""
+
+    pick: Pick
+    """The fields that are passed on, `Date` and `Content-Length` among them."""
+    length: int
+    """The place of `Content-Length` among the fields received."""
+
+
+@lru_cache(maxsize=1024)
+def passed_form(form: HeadForm) -> PassedForm | None:
+    """The form in which responses of a head form are passed on; None if it has no length, or no date."""
+    names = [name for name, _ in passed_on(form.last)]
+    pick = _picked(form, names)
+    if pick is None or b"date" not in names or b"content-length" not in names:
+        return None
+    return PassedForm(pick, form.names.index(b"content-length"))
+
+
+def _picked(form: HeadForm, names: Collection[bytes]) -> Pick | None:
+    """Picks the fields with these `names`; None for fewer than two, of which an itemgetter gives no tuple."""
+    places = [place for place, name in enumerate(form.names) if name in names]
+    return itemgetter(*places) if len(places) > 1 else None
+
+
 LONGEST_REST = 600.0
 """Maximum seconds for which a key backs off by `Retry-After`; also the default of `stale_if_error`."""
 
@@ -148,9 +178,9 @@ def admit(
     identity = (plan.keyed, plan.unkeyed) if plan is not None else ((), ())
     form = headers.form if type(headers) is Fields else None
     of_form = form, identity, facts.authorized
-    known: StoredForm | None = None if form is None else rules.terms.get(of_form)
+    known: StoredForm | Refuse | None = None if form is None else rules.terms.get(of_form)
     if known is not None:
-        return known.admitted(received)
+        return known if isinstance(known, Refuse) else known.admitted(received)
     named = dict(reversed(headers))  # the first line of a name counts
     decisive = tuple([pair if pair[0] in _DECISIVE else pair[:1] for pair in headers if pair[0] in _DECIDING])
     deciding = received.status, decisive, identity, facts.authorized
@@ -160,7 +190,7 @@ def admit(
         short = sum(map(len, chain(*identity, *decisive))) <= _SHORT
         if short and (named.keys().isdisjoint(_DATED) or _is_undated(headers, terms)):
             _keep(rules, deciding, terms)
-    elif form is not None and isinstance(terms, _Terms) and (known := _form(form, headers, terms)) is not None:
+    elif form is not None and (known := _by_form(form, headers, terms)) is not None:
         _keep(rules, of_form, known)
     if isinstance(terms, Refuse):
         return terms
@@ -175,7 +205,7 @@ class StoredForm(msgspec.Struct, frozen=True, eq=False):
 
     life: Life
     vary: tuple[str, ...]
-    pick: Callable[[Headers], tuple[tuple[bytes, bytes], ...]]
+    pick: Pick
     """The fields that are stored."""
     names: frozenset[bytes]
     """Those of the fields that are stored."""
@@ -190,15 +220,16 @@ class StoredForm(msgspec.Struct, frozen=True, eq=False):
         return Admit(self.life, self.pick(headers), self.vary, age, (), self)
 
 
-def _form(form: HeadForm, headers: Headers, terms: _Terms) -> StoredForm | None:
-    """The form in which responses of a head form are stored by `terms`; None where more than its constant fields
-    decides, or is read."""
-    if b"date" not in form.names or not _READ.isdisjoint(form.names):
+def _by_form(form: HeadForm, headers: Headers, terms: _Terms | Refuse) -> StoredForm | Refuse | None:
+    """What `terms` say about all responses of a head form; None where more than its constant fields decides, or is
+    read."""
+    if not form.constant.issuperset(_DECISIVE.intersection(form.names)):
         return None
-    places = [place for place, name in enumerate(form.names) if name not in terms.dropped]
-    if len(places) < 2 or not form.constant.issuperset(_DECISIVE.intersection(form.names)):
-        return None  # of one place an itemgetter gives no tuple
-    pick = itemgetter(*places)
+    if isinstance(terms, Refuse):
+        return terms
+    pick = _picked(form, [name for name in form.names if name not in terms.dropped])
+    if pick is None or b"date" not in form.names or not _READ.isdisjoint(form.names):
+        return None
     stored = pick(headers)
     names, date = frozenset([name for name, _ in stored]), form.names.index(b"date")
     return StoredForm(terms.life, terms.vary, pick, names, date, has_text(stored))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from gateway.cache.respond import passed
+from gateway.http.response_parser import Fields, HeadForms, read_head
 from gateway.testing import StubUpstream, TurnedClock, running
+from gateway.upstreams.response import Fetched, WholeBody
 from tests.support.gateways import THIRTY, gateway, json_answer, status_of
 
 
@@ -106,3 +109,35 @@ async def test_cache_status_is_appended_to_an_upstreams_own(clock: TurnedClock) 
         first, second = await client.get("/x"), await client.get("/x")
     assert first.headers.get_list("cache-status") == ["origin-cache; hit", status_of(first).rpartition(", ")[2]]
     assert second.headers.get_list("cache-status") == ["origin-cache; hit", "gateway; hit; ttl=60"]
+
+
+def known_fields(value: bytes) -> Fields:
+    """The fields of a head whose form is known, with a length of 4."""
+    forms = HeadForms()
+    for each in (b"a", b"b", value):
+        data = b"HTTP/1.1 200 OK\r\nDate: %b\r\nContent-Length: 4\r\nKeep-Alive: timeout=5\r\n\r\n" % each
+        head = read_head(data, bodiless=False)
+        forms.note(data, head)
+    return head.fields
+
+
+def test_responses_with_one_form_are_passed_on_with_one_form() -> None:
+    received = known_fields(b"x")
+    answer = passed(Fetched(200, received, WholeBody(b"body")))
+    assert (answer.status, answer.headers) == (200, [(b"date", b"x"), (b"content-length", b"4")])
+    assert answer.form is not None
+    again = passed(Fetched(200, received, WholeBody(b"more")))
+    assert again.form is answer.form
+    assert again.headers is not answer.headers
+
+
+def test_a_response_of_another_length_than_its_head_says_has_no_form() -> None:
+    for content in (b"", b"bod", b"body!"):
+        answer = passed(Fetched(200, known_fields(b"x"), WholeBody(content)))
+        assert (answer.headers, answer.form) == ([(b"date", b"x"), (b"content-length", b"4")], None)
+
+
+def test_fields_that_were_read_by_no_form_are_passed_on_one_by_one() -> None:
+    plain = [(b"date", b"x"), (b"content-length", b"4"), (b"keep-alive", b"timeout=5")]
+    answer = passed(Fetched(200, plain, WholeBody(b"body")))
+    assert (answer.headers, answer.form) == (plain[:2], None)

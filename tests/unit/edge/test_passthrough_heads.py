@@ -96,6 +96,8 @@ class Two:
         ("whole", [*FIELDS], [*ROUTES], 1),
         *((form, ["plain", "percent signs", "no lifetime"], ["origin"], 1) for form in FORMS if form != "whole"),
         ("whole", ["percent signs", "placeholders", "bytes beyond ASCII"], ["origin", "stored"], 6),
+        ("whole", ["plain", "fields of one hop", "fields of the gateway"], ["origin", "changed"], 6),
+        ("a length with zeros", ["plain"], ["origin"], 6),
     ],
 )
 async def test_a_head_is_the_apps_whatever_the_upstream_writes(

@@ -22,6 +22,7 @@ from gateway.policy.storability import (
     admit,
     governing,
     has_validator,
+    passed_form,
     passed_on,
     retry_after,
     tags_of,
@@ -377,6 +378,48 @@ def test_a_head_whose_form_is_known_is_judged_by_that() -> None:
         seen.append(verdict.form)
     assert seen[:2] == [None, None]
     assert seen[3] is not None
+
+
+def test_a_head_whose_form_is_known_is_refused_by_that() -> None:
+    forms, rules = HeadForms(), CachePolicy()
+    data = b"HTTP/1.1 200 OK\r\nDate: a\r\nETag: 1\r\nCache-Control: no-store\r\n\r\n"
+    verdicts = []
+    for _ in range(4):
+        head = read_head(data, bodiless=False)
+        forms.note(data, head)
+        verdicts.append(admit(ReceivedResponse(200, head.fields, 5.0, 5.0), PLAIN, rules))
+    assert verdicts == [Refuse("no-store", personal=True)] * 4
+    assert rules.terms[head.fields.form, ((), ()), False] is verdicts[3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [
+        (b"Date: a\r\nETag: %d\r\nContent-Length: 4\r\n", [b"date", b"etag", b"content-length"]),
+        (b"Connection: x-a\r\nX-A: %d\r\nContent-Length: 4\r\nDate: a\r\n", [b"content-length", b"date"]),
+        (b"Surrogate-Control: max-age=1\r\nContent-Length: %d\r\nDate: a\r\n", [b"content-length", b"date"]),
+        (b"Date: a\r\nETag: %d\r\n", None),
+        (b"Content-Length: 4\r\nETag: %d\r\n", None),
+        (b"Content-Length: %d\r\n", None),
+        (b"Connection: date\r\nDate: a\r\nContent-Length: %d\r\nETag: 1\r\n", None),
+        (b"Connection: content-length\r\nDate: a\r\nContent-Length: %d\r\nETag: 1\r\n", None),
+    ],
+)
+def test_by_the_form_of_a_head_what_is_passed_on_is_picked(fields: bytes, passed: list[bytes] | None) -> None:
+    forms = HeadForms()
+    for number in (1, 2, 3):
+        data = b"HTTP/1.1 200 OK\r\n" + fields.replace(b"%d", b"%d" % number) + b"\r\n"
+        head = read_head(data, bodiless=False)
+        forms.note(data, head)
+    assert head.fields.form is not None
+    known = passed_form(head.fields.form)
+    if passed is None:
+        assert known is None
+    else:
+        assert known is not None
+        assert [*known.pick(head.fields)] == passed_on(head.fields)
+        assert [name for name, _ in known.pick(head.fields)] == passed
+        assert head.fields[known.length][0] == b"content-length"
 
 
 def test_a_head_of_which_one_field_is_stored_is_judged_by_its_fields() -> None:
