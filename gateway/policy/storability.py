@@ -221,10 +221,8 @@ class StoredForm(msgspec.Struct, frozen=True, eq=False):
 
 
 def _by_form(form: HeadForm, headers: Headers, terms: _Terms | Refuse) -> StoredForm | Refuse | None:
-    """What `terms` say about all responses of a head form; None where more than its constant fields decides, or is
-    read."""
-    if not form.constant.issuperset(_DECISIVE.intersection(form.names)):
-        return None
+    """What `terms` say about all responses of a head form, in whose `constant` fields all are that decide; None where
+    more is read."""
     if isinstance(terms, Refuse):
         return terms
     pick = _picked(form, [name for name in form.names if name not in terms.dropped])

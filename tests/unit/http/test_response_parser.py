@@ -489,6 +489,7 @@ def test_heads_with_one_form_differ_in_what_is_copied_alone() -> None:
     assert same is not None
     assert repr(same).startswith("<HeadForm date, content-type, etag, cache-control")
     assert form_of(forms, *(line.replace(b'"1"', b'"2"').replace(b": 4", b": 5") for line in USUAL)) is same
+    assert dict(same.last)[b"etag"] == b'"2"'
     for others in (
         [line.replace(b"max-age=60", b"max-age=61") for line in USUAL],
         [line.replace(b"a/b", b"a/c") for line in USUAL],

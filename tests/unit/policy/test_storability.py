@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.http.headers import http_date
-from gateway.http.response_parser import HeadForms, read_head
+from gateway.http.response_parser import HeadForm, HeadForms, read_head
 from gateway.policy.entry import Life
 from gateway.policy.freshness import has_text
 from gateway.policy.keys import Keying, Plan, plan
 from gateway.policy.rules import DAY, PLAIN, CachePolicy, RequestDirectives
 from gateway.policy.storability import (
+    _DECISIVE,
     Admit,
     ReceivedResponse,
     Refuse,
@@ -378,6 +379,12 @@ def test_a_head_whose_form_is_known_is_judged_by_that() -> None:
         seen.append(verdict.form)
     assert seen[:2] == [None, None]
     assert seen[3] is not None
+
+
+def test_what_decides_about_storing_has_one_value_in_a_form() -> None:
+    lines = b"".join(name + b": a\r\n" for name in sorted(_DECISIVE))
+    form = HeadForm(read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"X-Other: a\r\n\r\n", bodiless=False))
+    assert form.constant == _DECISIVE
 
 
 def test_a_head_whose_form_is_known_is_refused_by_that() -> None:
