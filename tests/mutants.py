@@ -278,6 +278,7 @@ GUARDS = (
         "self._times == _TIMES",
         "unit/http/test_response_parser",
     ),
+    Mutant("http.response_parser", "if each is not form]", "]", "unit/http/test_response_parser"),
     Mutant("policy.storability", "not _READ.isdisjoint(form.names)", "False", "unit/policy/test_storability"),
     Mutant(
         "policy.storability",

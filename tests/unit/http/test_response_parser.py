@@ -460,6 +460,30 @@ def test_a_head_that_has_a_form_is_read_as_any_other() -> None:
     assert found[0].fields.form is form_of(forms, *USUAL)
 
 
+def test_heads_of_the_forms_that_came_last_are_all_read_by_their_patterns() -> None:
+    forms = HeadForms()
+    kinds = [[*USUAL, b"Vary: %d" % kind] for kind in range(5)]
+    for lines in kinds:
+        known(*lines, forms=forms)
+    assert [forms.match(head(*lines)) is not None for lines in kinds] == [False, True, True, True, True]
+    for lines in kinds[1:]:
+        data = head(*lines)
+        assert forms.match(data) == (read_head(data, bodiless=False), len(data))
+    form_of(forms, *kinds[0])
+    assert [forms.match(head(*lines)) is not None for lines in kinds] == [True, False, True, True, True]
+
+
+def test_a_head_that_does_not_match_its_own_form_displaces_no_other() -> None:
+    forms = known(*USUAL)
+    known(*USUAL, b"Vary: 1", forms=forms)
+    odd = head(*USUAL).replace(b"\r\n", b"\n")
+    for _ in range(5):
+        assert forms.match(odd) is None
+        noted(forms, odd)
+    assert forms.match(head(*USUAL)) is not None
+    assert forms.match(head(*USUAL, b"Vary: 1")) is not None
+
+
 CHANGED = st.sampled_from(
     [b"", b" ", b"\t", b"\r", b"\n", b"\r\n", b"\r\n ", b"\0", b":", b"\xff", b"5", b"X-A: b\r\n"]
 )
