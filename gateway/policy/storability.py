@@ -136,7 +136,7 @@ class PassedForm(msgspec.Struct, frozen=True, eq=False):
     """The place of `Content-Length` among the fields received."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def passed_form(form: HeadForm) -> PassedForm | None:
     """The form in which responses of a head form are passed on; None if it has no length, or no date."""
     names = [name for name, _ in passed_on(form.last)]

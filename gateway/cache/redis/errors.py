@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 import time
@@ -21,6 +22,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.observability.log import ONCE, at_most_every, state
 
@@ -75,7 +77,7 @@ class Reason:
 def reason_of(error: BaseException) -> Reason:
     """The reason of an error; that of its cause if redis-py wraps one."""
     chain = list(_chain(error))
-    kind = next((kind for kind in map(_kind, chain) if kind is not None), "error")
+    kind = next((kind for kind in map(_kind, chain) if kind is not None), None) or _kind_by_text(error) or "error"
     if isinstance(error, MasterNotFoundError):
         return Reason(kind, str(error).partition(" : ")[0])  # what follows is the connection pools
     if kind in _PLAIN:
@@ -91,6 +93,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _kind_by_text(error: BaseException) -> str | None:
+    """That of an error of redis-py whose cause is lost, as where it is raised again for each request that waited."""
+    number = _CONNECTING.match(str(error)) if isinstance(error, RedisConnectionError) else None
+    return _kind(OSError(int(number[1]), "")) if number is not None and "[SSL" not in str(error) else None
+
+
 def _kind(error: BaseException) -> str | None:
     for types, kind in _KINDS:
         if isinstance(error, types):
@@ -101,6 +109,8 @@ def _kind(error: BaseException) -> str | None:
     return "malformed" if isinstance(error, MALFORMED) and not _is_of_the_network(error) else None
 
 
+_CONNECTING = re.compile(r"Error (\d+) connecting to ")
+"""How redis-py begins the text of a connection that failed, with the number of the system's error."""
 _WORDS = (
     ("NOAUTH", "password"), ("WRONGPASS", "password"), ("NOPERM", "permission"), ("CLUSTER", "cluster"),
     ("LOADING", "loading"), ("MASTERDOWN", "loading"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.advice_model import key_hash
-from gateway.advisor.ttl_ladder import LADDER, Recorder, Replay, Sighting, sampled
+from gateway.advisor.ttl_ladder import LADDER, MOST_SIGHTINGS, Recorder, Replay, Sighting, sampled
 
 
 def test_a_key_is_in_or_out_for_good() -> None:
@@ -71,6 +71,23 @@ def test_requests_that_the_caller_counted_are_told_as_they_were_counted() -> Non
     assert requests == 1000
     assert len(sightings) < 200
     assert recorder.threshold < 0.2
+
+
+def test_what_is_seen_after_the_caller_counted_is_counted_beside_it() -> None:
+    recorder = Recorder()
+    recorder.add(3, 1.0, 1.09, 40)
+    recorder.seen(3, 2.0)
+    assert recorder.take() == (41, [Sighting(3, 1.0, 1.09, 40), Sighting(3, 2.0, 2.0, 1)])
+
+
+def test_fewer_keys_are_sampled_where_there_is_more_to_tell_than_is_told_at_once() -> None:
+    recorder = Recorder()
+    for second in range(4):
+        for number in range(300):
+            recorder.seen(key_hash(number), float(second))
+    requests, sightings = recorder.take()
+    assert requests == len(sightings) == 1200 > MOST_SIGHTINGS
+    assert 0.5 <= recorder.threshold < 1.0
 
 
 def test_counts_of_one_key_add_up_and_stay_sightings_of_their_own() -> None:

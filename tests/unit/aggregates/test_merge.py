@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.aggregates.merge import Merge, MergePiece, ShapeRules, WrongType, decoded, joined, list_of, media_type
+from gateway.aggregates.merge import (
+    BodyCache,
+    BodyTransform,
+    Merge,
+    MergePiece,
+    ShapeRules,
+    WrongType,
+    decoded,
+    joined,
+    list_of,
+    media_type,
+)
 from gateway.config.expressions import Expression
 from gateway.config.part import PartConfig
 from gateway.http.json_text import exactly, text_of
@@ -205,6 +216,31 @@ def test_text_is_read_in_its_charset() -> None:
     headers = ((b"content-type", b'Text/Plain; Charset="ISO-8859-1"'),)
     assert decoded(b"\xfc", headers, "auto")[1] == "ü"
     assert media_type(headers[0][1]) == ("text/plain", "iso-8859-1")
+
+
+def test_a_media_type_may_have_other_parameters() -> None:
+    assert media_type(b"text/plain; format=flowed; charset=utf-8") == ("text/plain", "utf-8")
+    assert media_type(b"text/plain; format=flowed") == ("text/plain", "")
+
+
+def test_prepared_bodies_are_bounded_in_bytes() -> None:
+    bodies = BodyCache(capacity=4000)
+    plain = BodyTransform("p", "auto", shape_of({}))
+    for number in range(100):
+        body = orjson.dumps({"n": number, "text": "x" * 500})
+        assert bodies.prepared(plain, f"k{number}", (), body).text == body
+    assert bodies.parsed == 100
+    bodies.prepared(plain, "k99", (), body)
+    assert bodies.parsed == 100
+    bodies.prepared(plain, "k0", (), orjson.dumps({"n": 0, "text": "x" * 500}))
+    assert bodies.parsed == 101
+
+
+def test_a_part_that_is_no_object_is_not_merged_into_the_root() -> None:
+    at_root = BodyTransform("p", "auto", shape_of({}), at_root=True)
+    for _ in range(2):
+        with pytest.raises(WrongType, match="only objects can be merged into the root"):
+            BodyCache().prepared(at_root, "k", (), b"[1]")
 
 
 def test_only_objects_merge_into_the_root() -> None:

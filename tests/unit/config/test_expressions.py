@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from gateway import create_app
+from gateway.config.expressions import Expression
 from gateway.testing import StubUpstream, running
 from tests.support.scale import size
 
@@ -82,3 +83,11 @@ async def test_what_a_client_sends_never_makes_a_500(caplog: pytest.LogCaptureFi
                 answer = await http.get(f"/{name}?n={sent}")
                 assert answer.status_code != 500, (name, value)
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_value_too_deep_for_a_text_is_said_to_be_so() -> None:
+    deep: Any = 1
+    for _ in range(600):
+        deep = [deep]
+    with pytest.raises(ValueError, match="deep"):
+        Expression("to_string(@)").search({"a": deep})

@@ -151,6 +151,12 @@ def test_an_identity_is_of_one_kind_with_the_settings_of_that_kind(settings: dic
     assert message in problem(IssuerConfig, **settings)
 
 
+def test_an_endpoint_has_a_path_of_its_own() -> None:
+    asked = IssuerConfig.model_validate({"introspect": {**ASKED, "path": "/oauth/introspect"}}).introspect
+    assert asked is not None
+    assert asked.path == "/oauth/introspect"
+
+
 def test_credentials_are_where_each_kind_has_them() -> None:
     assert IssuerConfig(keys="redis", header="X-Key").sources == ["x-key"]
     assert IssuerConfig(introspect=ASKED, **{"from": ["cookie:sid"]}).sources == ["cookie:sid"]

@@ -113,6 +113,7 @@ def test_credentials_go_with_listed_origins() -> None:
         pytest.param({"drop_query": 5}, "drop_query: Input should be a valid list", id="no list"),
         pytest.param({"drop_query": [5]}, "drop_query.0: Input should be a valid string", id="a list of numbers"),
         pytest.param({"public_url": "api.test"}, "public_url: must be an http:// or https:// URL", id="no URL"),
+        pytest.param({"public_url": "https://api.test/a,b"}, ": public_url: its path must be a path", id="a comma"),
         pytest.param({"redis_url": "cache:6379"}, "redis_url: must be embedded, none, ", id="no Redis URL"),
         pytest.param({"redis_url": "http://h"}, "redis_url: must be embedded, none, ", id="HTTP for Redis"),
         pytest.param({"redis_prefix": "a b"}, "redis_prefix: may contain only letters", id="a prefix with space"),

@@ -108,6 +108,11 @@ def test_what_would_show_one_user_anothers_is_refused(parts: Any, home: dict[str
     assert message in problem(parts, declared(), **home)
 
 
+def test_a_part_may_take_values_of_headers_that_say_nothing_of_who_asks() -> None:
+    parts = {"me": ME, "all": part(headers={"x-a": "{header.x-lang}"})}
+    assert set(config(parts, declared()).routes["home"].parts) == {"me", "all"}
+
+
 @pytest.mark.parametrize(
     ("named", "home", "message"),
     [

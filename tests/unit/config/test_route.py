@@ -54,6 +54,7 @@ def test_tags_may_hold_parameters_of_the_path() -> None:
         pytest.param({"ttl": 30}, ".ttl: invalid duration", id="a duration without a unit"),
         pytest.param({"stale_if_error": "x"}, ".stale_if_error: invalid duration", id="no stale window"),
         pytest.param({"vary": ["accept"]}, ": vary requires a duration as ttl", id="vary with ttl: origin"),
+        pytest.param({"stream": "share"}, ": stream: share requires a duration as ttl", id="share with ttl: origin"),
         pytest.param({"ttl": "1s", "vary": ["a b"]}, ".vary: 'a b' isn't a valid header name", id="no header name"),
         pytest.param(
             {"ttl": "1s", "vary": ["a:b"]}, ".vary: 'a:b' isn't a valid header name", id="a colon in a header name"

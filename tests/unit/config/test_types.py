@@ -53,6 +53,8 @@ def test_a_url_that_names_a_redis_is_taken(url: str) -> None:
         ("redis+cluster://cache?protocol=2", "protocol can't be set"),
         ("redis://cache?socket_timeout=5s", "socket_timeout must be seconds"),
         ("rediss://cache?ssl_cert_reqs=no", "ssl_cert_reqs must be none, optional or required"),
+        ("redis://cache?socket_keepalive=maybe", "socket_keepalive must be true or false"),
+        ("redis://cache?db=one", "the option db must be the number of a database"),
     ],
 )
 def test_one_that_names_none_is_refused_and_why(url: str, why: str) -> None:
@@ -132,6 +134,7 @@ def test_a_duration_is_a_number_and_a_unit(written: object, seconds: float) -> N
         ".5s",
         "5.s",
         "٣s",
+        "9" * 400 + "h 1m",
         None,
         True,
         5.5,

@@ -24,6 +24,25 @@ def test_an_upstream_may_have_several_urls() -> None:
     assert UpstreamConfig.model_validate({"urls": "http://a, http://b"}).bases == ["http://a", "http://b"]
 
 
+@pytest.mark.parametrize(
+    ("request_fields", "message"),
+    [
+        ({"set": {"Host": "a b"}}, "headers.request.set.Host"),
+        ({"add": {"Host": "a.test"}}, "Host can't be changed: it is the upstream's setting `host`"),
+        ({"remove": ["host"]}, "host can't be changed: it is the upstream's setting `host`"),
+    ],
+)
+def test_the_host_is_set_or_left(request_fields: dict[str, Any], message: str) -> None:
+    settings = {"url": URL, "headers": {"request": request_fields}}
+    assert message in complaint({"upstreams": {"a": settings}})
+
+
+def test_fields_are_shown_as_short_as_they_may_be_written() -> None:
+    assert upstream(headers={"request": {"set": {"x-a": "b"}}}).model_dump()["headers"] == {"x-a": "b"}
+    both = {"request": {"set": {"x-a": "b"}, "remove": ["x-b"]}, "response": {"remove": ["x-c"]}}
+    assert upstream(headers=both).model_dump()["headers"] == both
+
+
 def test_an_upstream_without_its_url_has_no_base() -> None:
     assert UpstreamConfig.model_construct(url=None, urls=[]).bases == []
 

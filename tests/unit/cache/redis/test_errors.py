@@ -159,6 +159,11 @@ def test_a_defect_is_logged_where_errors_of_redis_are_suppressed(caplog: pytest.
     ("error", "kind"),
     [
         (TimeoutError(), "timeout"),
+        (redis.ConnectionError("Error 111 connecting to cache:6379. Connection refused."), "refused"),
+        (redis.ConnectionError("Error 2 connecting to /run/r.sock. No such file or directory."), "file"),
+        (redis.ConnectionError("Error 22 connecting to cache:6379. Invalid argument."), "error"),
+        (redis.ConnectionError("Error 1 connecting to cache:6379. [SSL: WRONG_VERSION_NUMBER] (_ssl.c:1)."), "error"),
+        (redis.ConnectionError("Connection closed by server."), "error"),
         (RuntimeError("unable to perform operation; the handler is closed"), "error"),
         (RuntimeError("dictionary changed size during iteration"), "malformed"),
         (ValueError("x"), "malformed"),
