@@ -381,6 +381,20 @@ def test_a_head_whose_form_is_known_is_judged_by_that() -> None:
     assert seen[3] is not None
 
 
+@pytest.mark.parametrize("name", [b"Age", b"Surrogate-Key", b"Cache-Tag"])
+def test_a_head_of_which_more_is_read_for_each_response_is_judged_by_its_fields(name: bytes) -> None:
+    forms, rules = HeadForms(), CachePolicy()
+    for number in range(1, 6):
+        data = b"HTTP/1.1 200 OK\r\nDate: a\r\nCache-Control: max-age=9\r\n%b: %d\r\n\r\n" % (name, number)
+        head = read_head(data, bodiless=False)
+        forms.note(data, head)
+        verdict = admit(ReceivedResponse(200, head.fields, 5.0, 5.0), PLAIN, rules)
+        assert isinstance(verdict, Admit)
+        assert verdict.form is None
+        assert (verdict.initial_age, verdict.tags) == ((number, ()) if name == b"Age" else (0.0, (str(number),)))
+    assert head.fields.form is not None
+
+
 def test_what_decides_about_storing_has_one_value_in_a_form() -> None:
     lines = b"".join(name + b": a\r\n" for name in sorted(_DECISIVE))
     form = HeadForm(read_head(b"HTTP/1.1 200 OK\r\n" + lines + b"X-Other: a\r\n\r\n", bodiless=False))
