@@ -44,7 +44,7 @@ def describe() -> str:
 def _interpreter() -> str:
     """The version, and how it was built where that takes speed: a Python from source lacks profile-guided optimisation.
 
-    What a distribution's own Python says of its build is that of its debug packages, so it is not asked.
+    That of a distribution is not asked: Debian's does not list the option, though it is as fast.
     """
     version = f"CPython {platform.python_version()}"
     if sys.base_prefix == "/usr":

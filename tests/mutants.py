@@ -286,7 +286,7 @@ GUARDS = (
         'b"date" not in names',
         "unit/policy/test_storability",
     ),
-    Mutant("cache.respond", "passed_form if is_whole else None", "passed_form", "unit/cache/test_respond"),
+    Mutant("cache.respond", "known if is_whole else None", "known", "unit/cache/test_respond"),
     Mutant(
         "edge.head_template",
         "if exchange.parts or exchange.rate_limit:",

@@ -90,11 +90,11 @@ def passed(fetched: Fetched) -> Answer:
     """A response for its client alone, as its upstream sent it."""
     received, body = fetched.headers, fetched.body
     form = received.form if type(received) is Fields else None
-    passed_form = None if form is None else storability.passed_form(form)
-    if passed_form is None:
+    known = None if form is None else storability.passed_form(form)
+    if known is None:
         return Answer(fetched.status, storability.passed_on(received), body)
-    is_whole = type(body) is WholeBody and int(received[passed_form.length][1]) == len(body.content)
-    return Answer(fetched.status, [*passed_form.pick(received)], body, passed_form if is_whole else None)
+    is_whole = type(body) is WholeBody and int(received[known.length][1]) == len(body.content)
+    return Answer(fetched.status, [*known.pick(received)], body, known if is_whole else None)
 
 
 def of_head(headers: Headers) -> list[tuple[bytes, bytes]]:
