@@ -94,7 +94,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _kind_by_text(error: BaseException) -> str | None:
-    """That of an error of redis-py whose cause is lost, as where it is raised again for each request that waited."""
+    """That of an error of redis-py without its cause, by the system's error in its text."""
     number = _CONNECTING.match(str(error)) if isinstance(error, RedisConnectionError) else None
     return _kind(OSError(int(number[1]), "")) if number is not None and "[SSL" not in str(error) else None
 
